@@ -12,10 +12,17 @@ struct Simd {
   static V set(float x) { return _mm256_set1_ps(x); }
   static V zero() { return _mm256_setzero_ps(); }
   static V add(V a, V b) { return _mm256_add_ps(a, b); }
+  static V max(V a, V b) { return _mm256_max_ps(a, b); }
+  static void store(float* out, V v) { _mm256_storeu_ps(out, v); }
   static float sum(V v) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  static float top(V v) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
   }
 
   // y = n + r with n the nearest integer, left in the low bits of y + 1.5 *
@@ -37,15 +44,6 @@ struct Simd {
   }
 };
 
-__m256i order_keys(__m256 x) {
-  // Adding +0.0 turns -0.0 into +0.0, which ties with it.
-  const __m256i bits = _mm256_castps_si256(_mm256_add_ps(x, _mm256_setzero_ps()));
-  const __m256i flip = _mm256_and_si256(_mm256_srai_epi32(bits, 31), _mm256_set1_epi32(0x7fffffff));
-  return _mm256_xor_si256(bits, flip);
-}
-
-void store(int32_t* out, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), v); }
-
 uint32_t reaches(__m256 x, __m256 bound) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, bound, _CMP_GE_OQ)));
 }
@@ -58,31 +56,12 @@ struct Float32 {
   struct Raw {
     __m256 part[4];
   };
-  using Max = Raw;
 
   static Raw load(const float* x) {
     return {{_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
              _mm256_loadu_ps(x + 24)}};
   }
   static __m256 part(const Raw& raw, int i) { return raw.part[i]; }
-  static Max lowest() {
-    const __m256 low = _mm256_set1_ps(-INFINITY);
-    return {{low, low, low, low}};
-  }
-  static void widen(Max& max, const Raw& raw) {
-    for (int i = 0; i < 4; ++i) max.part[i] = _mm256_max_ps(max.part[i], raw.part[i]);
-  }
-  static void join(Max& max, const Max& other) { widen(max, other); }
-  static float top(const Max& max) {
-    const __m256 v = _mm256_max_ps(_mm256_max_ps(max.part[0], max.part[1]),
-                                   _mm256_max_ps(max.part[2], max.part[3]));
-    __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
-  }
-  static void keys(const Max& max, int32_t* out) {
-    for (int i = 0; i < 4; ++i) store(out + 8 * i, order_keys(max.part[i]));
-  }
   static uint32_t reach(const float* x, __m256 bound) {
     uint32_t bits = 0;
     for (int i = 0; i < 4; ++i) bits |= reaches(_mm256_loadu_ps(x + 8 * i), bound) << (8 * i);
@@ -90,8 +69,7 @@ struct Float32 {
   }
 };
 
-// What the two 16-bit formats share: sign and magnitude, so maxima are found
-// among the integers.
+// What the two 16-bit formats share.
 template <class Format>
 struct Half {
   using Storage = uint16_t;
@@ -99,47 +77,11 @@ struct Half {
   struct Raw {
     __m256i low, high;
   };
-  using Max = Raw;  // of ordered(raw)
-
-  // Orders as the logits do; its own inverse.
-  static __m256i ordered(__m256i raw) {
-    const __m256i sign = _mm256_srai_epi16(raw, 15);
-    return _mm256_xor_si256(raw, _mm256_and_si256(sign, _mm256_set1_epi16(0x7fff)));
-  }
 
   static __m256i load_half(const uint16_t* x) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   }
   static Raw load(const uint16_t* x) { return {load_half(x), load_half(x + 16)}; }
-  static Max lowest() {
-    const __m256i low = ordered(_mm256_set1_epi16(static_cast<int16_t>(Format::kNegativeInfinity)));
-    return {low, low};
-  }
-  static void widen(Max& max, const Raw& raw) { join(max, {ordered(raw.low), ordered(raw.high)}); }
-  static void join(Max& max, const Max& other) {
-    max.low = _mm256_max_epi16(max.low, other.low);
-    max.high = _mm256_max_epi16(max.high, other.high);
-  }
-  static float top(const Max& max) {
-    const __m256i half = _mm256_max_epi16(max.low, max.high);
-    const __m128i quarter =
-        _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    // phminposuw finds an unsigned minimum; this xor turns a signed maximum
-    // into one.
-    const __m128i flip = _mm_set1_epi16(0x7fff);
-    const int key = _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(quarter, flip)), 0) ^ 0x7fff;
-    const auto top16 = static_cast<uint16_t>(key);
-    return Format::to_float(top16 & 0x8000 ? top16 ^ 0x7fff : top16);
-  }
-  static void keys(const Max& max, int32_t* out) {
-    const __m256i halves[2] = {ordered(max.low), ordered(max.high)};
-    for (int i = 0; i < 4; ++i) {
-      const __m256i half = halves[i / 2];
-      const __m128i eight =
-          i % 2 == 0 ? _mm256_castsi256_si128(half) : _mm256_extracti128_si256(half, 1);
-      store(out + 8 * i, order_keys(Format::widened(eight)));
-    }
-  }
   static uint32_t reach(const uint16_t* x, __m256 bound) {
     uint32_t bits = 0;
     for (int i = 0; i < 4; ++i) {
@@ -153,7 +95,6 @@ struct Half {
 struct BFloat16 : Half<BFloat16> {
   static constexpr DType kDType = DType::kBFloat16;
   static constexpr uint16_t kNegativeInfinity = 0xff80;
-  static float to_float(uint16_t x) { return bfloat16_to_float(x); }
   static __m256 widened(__m128i x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
   }
@@ -168,7 +109,6 @@ struct BFloat16 : Half<BFloat16> {
 struct Float16 : Half<Float16> {
   static constexpr DType kDType = DType::kFloat16;
   static constexpr uint16_t kNegativeInfinity = 0xfc00;
-  static float to_float(uint16_t x) { return half_to_float(x); }
   static __m256 widened(__m128i x) { return _mm256_cvtph_ps(x); }
   static __m256 part(const Raw& raw, int i) {
     const __m256i half = i < 2 ? raw.low : raw.high;

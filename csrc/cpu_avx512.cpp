@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled with AVX-512 F, BW, DQ and VL; entered only on a CPU that has them.
 // Per 32 bf16 columns: one 64-byte load, 2 x (widen, fma, reduce, 4 fma,
-// scalef, add), and for the anchor 3 instructions of maximum. On Zen 4 the fma
-// pipes are the limit, not the loads.
+// scalef, add), and for the anchor 2 maxima. The fma pipes are the limit, not
+// the loads.
 #include <immintrin.h>
 
 #include "cpu_vector.h"
@@ -15,7 +15,10 @@ struct Simd {
   static V set(float x) { return _mm512_set1_ps(x); }
   static V zero() { return _mm512_setzero_ps(); }
   static V add(V a, V b) { return _mm512_add_ps(a, b); }
+  static V max(V a, V b) { return _mm512_max_ps(a, b); }
   static float sum(V v) { return _mm512_reduce_add_ps(v); }
+  static float top(V v) { return _mm512_reduce_max_ps(v); }
+  static void store(float* out, V v) { _mm512_storeu_ps(out, v); }
 
   // y = n + r with r in [0, 1): 2^r by the polynomial of least relative error
   // (2.7e-6 in float), times 2^n by scalef, which floors y itself. -inf gives 0
@@ -31,13 +34,6 @@ struct Simd {
   }
 };
 
-__m512i order_keys(__m512 x) {
-  // Adding +0.0 turns -0.0 into +0.0, which ties with it.
-  const __m512i bits = _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps()));
-  const __m512i flip = _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(0x7fffffff));
-  return _mm512_xor_si512(bits, flip);
-}
-
 struct Float32 {
   using Storage = float;
   static constexpr DType kDType = DType::kFloat32;
@@ -46,23 +42,9 @@ struct Float32 {
   struct Raw {
     __m512 low, high;
   };
-  using Max = Raw;
 
   static Raw load(const float* x) { return {_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16)}; }
   static __m512 part(const Raw& raw, int i) { return i == 0 ? raw.low : raw.high; }
-  static Max lowest() { return {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)}; }
-  static void widen(Max& max, const Raw& raw) {
-    max.low = _mm512_max_ps(max.low, raw.low);
-    max.high = _mm512_max_ps(max.high, raw.high);
-  }
-  static void join(Max& max, const Max& other) { widen(max, other); }
-  static float top(const Max& max) {
-    return _mm512_reduce_max_ps(_mm512_max_ps(max.low, max.high));
-  }
-  static void keys(const Max& max, int32_t* out) {
-    _mm512_storeu_si512(out, order_keys(max.low));
-    _mm512_storeu_si512(out + 16, order_keys(max.high));
-  }
   static uint32_t reach(const float* x, __m512 bound) {
     const Raw raw = load(x);
     const uint32_t low = _mm512_cmp_ps_mask(raw.low, bound, _CMP_GE_OQ);
@@ -71,43 +53,14 @@ struct Float32 {
   }
 };
 
-// What the two 16-bit formats share: sign and magnitude, so maxima are found
-// among the integers.
+// What the two 16-bit formats share.
 template <class Format>
 struct Half {
   using Storage = uint16_t;
   static constexpr int kParts = 2;
   using Raw = __m512i;
-  using Max = __m512i;  // of ordered(raw)
-
-  // Orders as the logits do; its own inverse.
-  static __m512i ordered(__m512i raw) {
-    const __m512i sign = _mm512_srai_epi16(raw, 15);
-    return _mm512_ternarylogic_epi32(raw, sign, _mm512_set1_epi16(0x7fff),
-                                     0x78);  // a ^ (b & c)
-  }
 
   static Raw load(const uint16_t* x) { return _mm512_loadu_si512(x); }
-  static Max lowest() { return ordered(_mm512_set1_epi16(Format::kNegativeInfinity)); }
-  static void widen(Max& max, const Raw& raw) { max = _mm512_max_epi16(max, ordered(raw)); }
-  static void join(Max& max, const Max& other) { max = _mm512_max_epi16(max, other); }
-  static float top(const Max& max) {
-    const __m256i half =
-        _mm256_max_epi16(_mm512_castsi512_si256(max), _mm512_extracti64x4_epi64(max, 1));
-    const __m128i quarter =
-        _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    // phminposuw finds an unsigned minimum; this xor turns a signed maximum
-    // into one.
-    const __m128i flip = _mm_set1_epi16(0x7fff);
-    const int key = _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(quarter, flip)), 0) ^ 0x7fff;
-    const auto top16 = static_cast<uint16_t>(key);
-    return Format::to_float(top16 & 0x8000 ? top16 ^ 0x7fff : top16);
-  }
-  static void keys(const Max& max, int32_t* out) {
-    const __m512i raw = ordered(max);
-    _mm512_storeu_si512(out, order_keys(Format::widened(_mm512_castsi512_si256(raw))));
-    _mm512_storeu_si512(out + 16, order_keys(Format::widened(_mm512_extracti64x4_epi64(raw, 1))));
-  }
   static uint32_t reach(const uint16_t* x, __m512 bound) {
     const auto* halves = reinterpret_cast<const __m256i*>(x);
     const __m512 low = Format::widened(_mm256_loadu_si256(halves));
@@ -121,7 +74,6 @@ struct Half {
 struct BFloat16 : Half<BFloat16> {
   static constexpr DType kDType = DType::kBFloat16;
   static constexpr uint16_t kNegativeInfinity = 0xff80;
-  static float to_float(uint16_t x) { return bfloat16_to_float(x); }
   static __m512 widened(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
   }
@@ -135,7 +87,6 @@ struct BFloat16 : Half<BFloat16> {
 struct Float16 : Half<Float16> {
   static constexpr DType kDType = DType::kFloat16;
   static constexpr uint16_t kNegativeInfinity = 0xfc00;
-  static float to_float(uint16_t x) { return half_to_float(x); }
   static __m512 widened(__m256i x) { return _mm512_cvtph_ps(x); }
   static __m512 part(const __m512i& raw, int i) {
     return widened(i == 0 ? _mm512_castsi512_si256(raw) : _mm512_extracti64x4_epi64(raw, 1));

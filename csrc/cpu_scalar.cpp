@@ -50,9 +50,9 @@ void scan_block(const void* logits, int64_t count, BlockScan* out) {
   std::fill(out->tile_max, out->tile_max + kTilesPerBlock, kNoKey);
   std::fill(out->delegates, out->delegates + kDelegates, kNoKey);
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t key = order_key(Type::load(x + i));
-    int32_t& tile = out->tile_max[i / kTile];
-    int32_t& delegate = out->delegates[i % kDelegates];
+    const int16_t key = short_key(Type::load(x + i));
+    int16_t& tile = out->tile_max[i / kTile];
+    int16_t& delegate = out->delegates[i % kDelegates];
     tile = std::max(tile, key);
     delegate = std::max(delegate, key);
   }

@@ -14,20 +14,20 @@ namespace alignbeam {
 // tiles, the unit of skipping. Both depend on nothing but the column number, so
 // results do not depend on threads.
 inline constexpr int64_t kBlock = 16384;
-inline constexpr int64_t kTile = 1024;
+inline constexpr int64_t kTile = 256;
 inline constexpr int kTilesPerBlock = kBlock / kTile;
 inline constexpr int kDelegates = 32;
 
 // One read of a block: its sum of exponentials (PartialSum in scalar.h), and
-// maxima as order keys. A delegate is the maximum of some of the columns; no
-// column has two, and every kernel may group them as it likes. kNoKey, or the
-// key of -inf, where a tile or a delegate has no column.
-inline constexpr int32_t kNoKey = INT32_MIN;
+// maxima as short keys (short_key in scalar.h). A delegate is the maximum of
+// some of the columns; no column has two, and every kernel may group them as it
+// likes. kNoKey, or the key of -inf, where a tile or a delegate has no column.
+inline constexpr int16_t kNoKey = INT16_MIN;
 struct BlockScan {
   float shift;
   float sum;
-  int32_t tile_max[kTilesPerBlock];
-  int32_t delegates[kDelegates];
+  int16_t tile_max[kTilesPerBlock];
+  int16_t delegates[kDelegates];
 };
 
 struct ScanKernels {

@@ -4,18 +4,15 @@
 // everything has internal linkage, so none of it can be called from a unit
 // compiled for another CPU.
 //
-// A unit provides, per dtype, a `Type` that reads 32 columns (a "chunk") at a
-// time:
-//   Storage, kParts                    how a logit is stored; float vectors in
-//   a chunk Raw load(const Storage*)           32 logits as they are in memory
-//   V part(const Raw&, i)              some of them as floats; the parts cover
-//   all, in any order Max, lowest(), widen(Max&, Raw)    the running maximum of
-//   each of the chunk's 32 positions join(Max&, Max)                    the
-//   same of two of them top(Max) -> float                  the largest of the
-//   32 keys(Max, int32_t[32])             their order keys uint32_t reach(const
-//   Storage*, V)  one bit for each of the 32, in column order: logit >= V
-// and a `Simd` with V, set, zero, add, sum, exp2_of(x, scale, offset) = 2^(x *
-// scale + offset).
+// A unit provides a `Simd` with V, set, zero, add, max, sum and top (the
+// largest lane) of a V, store, and exp2_of(x, scale, offset) = 2^(x * scale +
+// offset); and per dtype a `Type` that reads 32 columns (a "chunk") at a time:
+//   Storage, kParts                how a logit is stored; float vectors a chunk
+//   Raw load(const Storage*)       32 logits as they are in memory
+//   V part(const Raw&, i)          some of them as floats; the parts cover all,
+//                                  in any order
+//   uint32_t reach(const Storage*, V)   one bit for each of the 32, in column
+//                                  order: logit >= V
 #pragma once
 
 #include <cmath>
@@ -46,49 +43,122 @@ typename Type::Raw load_chunk(const typename Type::Storage* x, int64_t remaining
   return remaining >= kChunk ? Type::load(x) : Type::load(PaddedChunk<Type>(x, remaining).logits);
 }
 
-template <class Type>
+// The largest of each of a chunk's positions. NaN is not kept: the sum tells of
+// it.
+template <class Simd, class Type>
+struct Maxima {
+  typename Simd::V parts[Type::kParts];
+
+  Maxima() {
+    for (auto& part : parts) part = Simd::set(-INFINITY);
+  }
+  void join(const Maxima& other) {
+    for (int i = 0; i < Type::kParts; ++i) parts[i] = Simd::max(parts[i], other.parts[i]);
+  }
+  float top() const {
+    auto largest = parts[0];
+    for (int i = 1; i < Type::kParts; ++i) largest = Simd::max(largest, parts[i]);
+    return Simd::top(largest);
+  }
+};
+
+template <class Simd, class Type>
 float max_of(const typename Type::Storage* x, int64_t count) {
-  auto max = Type::lowest();
-  for (int64_t i = 0; i < count; i += kChunk) Type::widen(max, load_chunk<Type>(x + i, count - i));
-  return Type::top(max);
+  Maxima<Simd, Type> maxima;
+  for (int64_t i = 0; i < count; i += kChunk) {
+    const auto raw = load_chunk<Type>(x + i, count - i);
+    for (int j = 0; j < Type::kParts; ++j) {
+      maxima.parts[j] = Simd::max(maxima.parts[j], Type::part(raw, j));
+    }
+  }
+  return maxima.top();
+}
+
+// A tile's sum of exponentials, lane by lane, and its maxima.
+template <class Simd, class Type, bool kWithMaxima>
+struct TileSum {
+  typename Simd::V sums[Type::kParts];
+  Maxima<Simd, Type> maxima;
+
+  TileSum() {
+    for (auto& sum : sums) sum = Simd::zero();
+  }
+  __attribute__((always_inline)) void add(const typename Type::Raw& raw, typename Simd::V scale,
+                                          typename Simd::V offset) {
+    for (int i = 0; i < Type::kParts; ++i) {
+      const auto x = Type::part(raw, i);
+      sums[i] = Simd::add(sums[i], Simd::exp2_of(x, scale, offset));
+      if constexpr (kWithMaxima) maxima.parts[i] = Simd::max(maxima.parts[i], x);
+    }
+  }
+  typename Simd::V sum() const {
+    auto total = sums[0];
+    for (int i = 1; i < Type::kParts; ++i) total = Simd::add(total, sums[i]);
+    return total;
+  }
+};
+
+// How far ahead of its loads a scan asks for memory. Out of the caches this
+// takes a third to three quarters off a row's time; in them it costs nothing
+// that shows (bench/bench_mix_topk.py at R = 1 and R >= 24).
+constexpr int64_t kPrefetchBytes = 2048;
+
+template <class Storage>
+void prefetch_chunk(const Storage* x) {
+  const auto* ahead = reinterpret_cast<const char*>(x) + kPrefetchBytes;
+  for (unsigned b = 0; b < kChunk * sizeof *x; b += 64) __builtin_prefetch(ahead + b);
 }
 
 // The sum of exp(x - shift); maxima into `out` where wanted. One read.
 template <class Simd, class Type, bool kWithMaxima>
 float sum_of(const typename Type::Storage* x, int64_t count, float shift, BlockScan* out) {
+  using Tile = TileSum<Simd, Type, kWithMaxima>;
   const float product = shift * kLog2E;
   const auto scale = Simd::set(kLog2E);
   const auto offset = Simd::set(-product);
   auto block_sum = Simd::zero();
-  auto delegates = Type::lowest();
-  for (int64_t begin = 0; begin < count; begin += kTile) {
-    // Adding tile by tile keeps rounding at that of some 40 additions instead
-    // of 1,024.
-    typename Simd::V sums[Type::kParts];
-    for (auto& sum : sums) sum = Simd::zero();
-    auto tile_max = Type::lowest();
-    const auto add = [&](const typename Type::Raw& raw) __attribute__((always_inline)) {
-      for (int i = 0; i < Type::kParts; ++i) {
-        sums[i] = Simd::add(sums[i], Simd::exp2_of(Type::part(raw, i), scale, offset));
-      }
-      if constexpr (kWithMaxima) Type::widen(tile_max, raw);
-    };
-    const int64_t end = begin + kTile < count ? begin + kTile : count;
-    int64_t i = begin;
-    for (; i + kChunk <= end; i += kChunk) add(Type::load(x + i));
-    if (i < end) add(load_chunk<Type>(x + i, end - i));
-    for (int j = 1; j < Type::kParts; ++j) sums[0] = Simd::add(sums[0], sums[j]);
-    block_sum = Simd::add(block_sum, sums[0]);
+  Maxima<Simd, Type> delegates;
+  // Adding tile by tile keeps rounding at that of some 70 additions instead of
+  // 1,024.
+  const auto close = [&](const Tile& tile, int64_t index) __attribute__((always_inline)) {
+    block_sum = Simd::add(block_sum, tile.sum());
     if constexpr (kWithMaxima) {
-      out->tile_max[begin / kTile] = order_key(Type::top(tile_max));
-      Type::join(delegates, tile_max);
+      out->tile_max[index] = short_key(tile.maxima.top());
+      delegates.join(tile.maxima);
     }
+  };
+  // Two places at a time: a core's own prefetcher follows each of them, and
+  // memory delivers more to two streams than to one.
+  const int64_t pairs = count / kTile / 2;
+  for (int64_t i = 0; i < pairs; ++i) {
+    Tile first, second;
+    const auto* a = x + i * kTile;
+    const auto* b = a + pairs * kTile;
+    for (int64_t j = 0; j < kTile; j += kChunk) {
+      prefetch_chunk(a + j);
+      first.add(Type::load(a + j), scale, offset);
+      prefetch_chunk(b + j);
+      second.add(Type::load(b + j), scale, offset);
+    }
+    close(first, i);
+    close(second, pairs + i);
+  }
+  int64_t index = 2 * pairs;
+  for (int64_t begin = index * kTile; begin < count; begin += kTile, ++index) {
+    Tile tile;
+    const int64_t end = begin + kTile < count ? begin + kTile : count;
+    for (int64_t i = begin; i < end; i += kChunk) {
+      tile.add(load_chunk<Type>(x + i, end - i), scale, offset);
+    }
+    close(tile, index);
   }
   if constexpr (kWithMaxima) {
-    for (int64_t tile = (count + kTile - 1) / kTile; tile < kTilesPerBlock; ++tile) {
-      out->tile_max[tile] = kNoKey;
-    }
-    Type::keys(delegates, out->delegates);
+    for (; index < kTilesPerBlock; ++index) out->tile_max[index] = kNoKey;
+    static_assert(kChunk == kDelegates);
+    float largest[kDelegates];
+    constexpr int kLanes = kDelegates / Type::kParts;
+    for (int i = 0; i < Type::kParts; ++i) Simd::store(largest + i * kLanes, delegates.parts[i]);
+    for (int i = 0; i < kDelegates; ++i) out->delegates[i] = short_key(largest[i]);
   }
   // x * scale - product is (x - shift) * scale plus what rounding the product
   // lost: the same for every column, so it is taken out of the sum.
@@ -106,11 +176,11 @@ constexpr float kLargestShift = 1e6f;
 template <class Simd, class Type, bool kWithMaxima>
 void read_block(const void* logits, int64_t count, BlockScan* out) {
   const auto* x = static_cast<const typename Type::Storage*>(logits);
-  float shift = max_of<Type>(x, count < kShiftColumns ? count : kShiftColumns);
+  float shift = max_of<Simd, Type>(x, count < kShiftColumns ? count : kShiftColumns);
   const bool usable = shift >= -kLargestShift && shift <= kLargestShift;
   float sum = sum_of<Simd, Type, kWithMaxima>(x, count, usable ? shift : 0.0f, out);
   if (!usable || !(sum < INFINITY)) {
-    shift = max_of<Type>(x, count);
+    shift = max_of<Simd, Type>(x, count);
     if (shift >= -kLargestShift && shift <= kLargestShift) {
       sum = sum_of<Simd, Type, false>(x, count, shift, out);
     } else {  // no logit at all, NaN, or logits of a size that no model has

@@ -88,6 +88,12 @@ struct Row {
     return dtype == DType::kBFloat16 ? bfloat16_to_float(half) : half_to_float(half);
   }
 
+  // Asks for a tile's memory.
+  void prefetch(int64_t begin) const {
+    const auto* from = static_cast<const char*>(at(begin));
+    for (int64_t b = 0; b < kTile * item_size(dtype); b += 64) __builtin_prefetch(from + b);
+  }
+
   void scan_block(int64_t block, bool with_maxima, BlockScan* out) const {
     const int64_t begin = block * kBlock;
     const int64_t count = std::min(kBlock, columns - begin);
@@ -106,59 +112,90 @@ bool before(const Choice& a, const Choice& b) {
   return a.order > b.order || (a.order == b.order && a.id < b.id);
 }
 
+// One target id that anchor ids translate to: their summed mass, and its logit.
+struct Translated {
+  int64_t id;
+  float logit;
+  double mass;  // a(d)
+  double log_mass;
+};
+
 struct Scratch {
-  std::vector<int32_t> delegates;
+  std::vector<int16_t> delegates;
+  std::vector<int64_t> tiles;  // that hold a candidate, by first column
   std::vector<uint64_t> ranks;
   std::vector<uint64_t> anchor_ranks;
-  std::vector<uint64_t> translated;  // target id << 32 | rank within the anchor's top_b
+  std::vector<double> probabilities;   // of anchor_ranks
+  std::vector<uint64_t> ranked_ids;    // target id << 32 | rank within the anchor's top_b
+  std::vector<Translated> translated;  // ascending ids
   std::vector<Choice> choices;
   std::vector<BlockScan> rescans;
 };
 
-// The `wanted`-th largest of maxima of disjoint groups: at least that many
-// logits reach it.
+// The `wanted`-th largest of maxima of disjoint groups, cut to a short key: at
+// least that many logits reach it.
 int32_t safe_threshold(const BlockScan* scans, int64_t blocks, int wanted, Scratch& scratch) {
   auto& keys = scratch.delegates;
   keys.resize(static_cast<size_t>(blocks) * kDelegates);
   for (int64_t b = 0; b < blocks; ++b) {
     std::copy_n(scans[b].delegates, kDelegates, keys.begin() + b * kDelegates);
   }
-  uint32_t threshold = 0;  // biased by 2^31, so that bits can be set from the top
-  for (uint32_t bit = 1u << 31; bit != 0; bit >>= 1) {
-    const auto candidate = static_cast<int32_t>((threshold | bit) ^ 0x80000000u);
+  uint16_t threshold = 0;  // biased by 2^15, so that bits can be set from the top
+  for (uint16_t bit = 1u << 15; bit != 0; bit >>= 1) {
+    const auto candidate = static_cast<int16_t>((threshold | bit) ^ 0x8000u);
     int reached = 0;
-    for (const int32_t key : keys) reached += key >= candidate;
+    // Counted in 16 bits, as many lanes at a time as the keys themselves fill.
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int16_t* block = keys.data() + b * kDelegates;
+      int16_t in_block = 0;
+      for (int i = 0; i < kDelegates; ++i) in_block += block[i] >= candidate;
+      reached += in_block;
+    }
     if (reached >= wanted) threshold |= bit;
   }
-  return static_cast<int32_t>(threshold ^ 0x80000000u);
+  return least_key(static_cast<int16_t>(threshold ^ 0x8000u));
 }
 
 // The `wanted` largest logits as rank keys, descending; all of them where the
 // row is shorter.
 void select_top(const Row& row, const BlockScan* scans, int wanted, Scratch& scratch,
                 std::vector<uint64_t>& ranks) {
-  constexpr size_t kCapacity = 4 * kTile;  // candidates held before the best are sifted out
+  // Candidates held before the best are sifted out.
+  constexpr size_t kCapacity = 4096;
+  static_assert(kCapacity >= kMaxTopB + kMaxTopK + kTile);
   int32_t threshold = safe_threshold(scans, blocks_of(row.columns), wanted, scratch);
+  const auto tile_max = [&](int64_t begin) {
+    return scans[begin / kBlock].tile_max[begin % kBlock / kTile];
+  };
+  auto& tiles = scratch.tiles;
+  tiles.clear();
+  for (int64_t begin = 0; begin < row.columns; begin += kTile) {
+    if (least_key(tile_max(begin)) >= threshold) tiles.push_back(begin);
+  }
   uint32_t columns[kTile];
   ranks.clear();
   const auto sift = [&] {
     std::nth_element(ranks.begin(), ranks.begin() + (wanted - 1), ranks.end(), std::greater<>());
     ranks.resize(wanted);
   };
-  for (int64_t begin = 0; begin < row.columns; begin += kTile) {
-    const int32_t tile_max = scans[begin / kBlock].tile_max[begin % kBlock / kTile];
-    if (tile_max < threshold) continue;
+  // Where rows are many, a tile has left the caches since it was scanned.
+  constexpr size_t kAhead = 4;
+  for (size_t i = 0; i < std::min(kAhead, tiles.size()); ++i) row.prefetch(tiles[i]);
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    if (i + kAhead < tiles.size()) row.prefetch(tiles[i + kAhead]);
+    const int64_t begin = tiles[i];
     if (ranks.size() + kTile > kCapacity) {
       sift();
       // Columns come in ascending order: from here on, a tie loses to those
       // already held.
       threshold = order_key(rank_logit(ranks[wanted - 1])) + 1;
-      if (tile_max < threshold) continue;
     }
+    // Of a tile's largest logit the upper half is known.
+    if (tile_max(begin) < threshold >> 16) continue;
     const int64_t count = std::min(kTile, row.columns - begin);
     const int found = row.scan->collect(row.at(begin), count, threshold, columns);
-    for (int i = 0; i < found; ++i) {
-      const int64_t column = begin + columns[i];
+    for (int j = 0; j < found; ++j) {
+      const int64_t column = begin + columns[j];
       ranks.push_back(rank_key(order_key(row.logit(column)), static_cast<uint32_t>(column)));
     }
   }
@@ -198,10 +235,8 @@ class RowFinish {
     }
     select_top(anchor_, anchor_scans, params_.top_b, scratch_, scratch_.anchor_ranks);
     if (!translate()) return refuse();
-    scratch_.choices.clear();
-    mix_translated();
-    double log_sum = log_f_sum_;
-    if (params_.support == Support::kUnion) log_sum = widen(target_scans);
+    double log_sum = mix();
+    if (params_.support == Support::kUnion) log_sum = widen(target_scans, log_sum);
     int32_t flags = 0;
     if (log_sum == -INFINITY) {  // nothing in the support has any probability
       fall_back();
@@ -215,49 +250,83 @@ class RowFinish {
   // Sums the anchor's mass; collects the translated ids. False if the table
   // lies.
   bool translate() {
-    auto& translated = scratch_.translated;
-    translated.clear();
-    double anchor_mass = 0.0;
-    double translated_mass = 0.0;
     const auto& ranks = scratch_.anchor_ranks;
+    auto& probabilities = scratch_.probabilities;
+    auto& ids = scratch_.ranked_ids;
+    // Neither the table nor the target's logits are in the caches: asked for at
+    // once, they come together, while the exponentials are computed.
+    for (const uint64_t rank : ranks) __builtin_prefetch(params_.table + rank_id(rank));
+    double anchor_mass = 0.0;
+    probabilities.clear();
+    for (const uint64_t rank : ranks) {
+      probabilities.push_back(std::exp(log_prob(rank_logit(rank), anchor_total_)));
+      anchor_mass += probabilities.back();
+    }
+    double translated_mass = 0.0;
+    ids.clear();
     for (size_t i = 0; i < ranks.size(); ++i) {
-      const double p = std::exp(log_prob(rank_logit(ranks[i]), anchor_total_));
-      anchor_mass += p;
       const int32_t id = params_.table[rank_id(ranks[i])];
       if (id < -1 || id >= target_.columns) return false;
       if (id < 0) continue;
-      translated_mass += p;
-      translated.push_back(static_cast<uint64_t>(id) << 32 | i);
+      __builtin_prefetch(target_.at(id));
+      translated_mass += probabilities[i];
+      ids.push_back(static_cast<uint64_t>(id) << 32 | i);
     }
     out_.anchor_mass[row_] = static_cast<float>(anchor_mass);
     out_.translated_mass[row_] = static_cast<float>(translated_mass);
-    std::sort(translated.begin(),
-              translated.end());  // equal target ids side by side, in rank order
+    std::sort(ids.begin(), ids.end());  // equal target ids side by side, in rank order
+    auto& translated = scratch_.translated;
+    translated.clear();
+    for (const uint64_t ranked : ids) {
+      const auto id = static_cast<int64_t>(ranked >> 32);
+      const size_t i = ranked & 0xffffffffu;
+      const double log_p = log_prob(rank_logit(ranks[i]), anchor_total_);
+      if (translated.empty() || translated.back().id != id) {
+        translated.push_back({id, target_.logit(id), probabilities[i], log_p});
+      } else {
+        Translated& last = translated.back();
+        last.mass += probabilities[i];
+        last.log_mass = log_add_exp(last.log_mass, log_p);
+      }
+    }
     return true;
   }
 
-  void mix_translated() {
-    const auto& translated = scratch_.translated;
-    LogAccumulator log_f_sum;
-    LogAccumulator log_a_sum;
+  // Below this, products of probabilities lose digits, and logarithms take
+  // over.
+  static constexpr double kLeastWeight = 1e-280;
+
+  // f of the translated ids; returns log(sum of f).
+  double mix() {
     double target_mass = 0.0;
-    for (size_t i = 0; i < translated.size();) {
-      const auto id = static_cast<int64_t>(translated[i] >> 32);
-      LogAccumulator log_a;
-      for (; i < translated.size() && static_cast<int64_t>(translated[i] >> 32) == id; ++i) {
-        const uint64_t rank = scratch_.anchor_ranks[translated[i] & 0xffffffffu];
-        log_a.add(log_prob(rank_logit(rank), anchor_total_));
-      }
-      const float logit = target_.logit(id);
-      const double log_q = log_prob(logit, target_total_);
-      target_mass += std::exp(log_q);
-      add_choice(id, logit, mixer_(log_a.total(), log_q));
-      log_f_sum.add(scratch_.choices.back().log_f);
-      log_a_sum.add(log_a.total());
+    double sum = 0.0;
+    double least = INFINITY;
+    const double rest = 1.0 - mixer_.alpha;
+    scratch_.choices.clear();
+    for (const Translated& t : scratch_.translated) {
+      const double q = std::exp(log_prob(t.logit, target_total_));
+      const double f = mixer_.alpha * t.mass + rest * q;
+      target_mass += q;
+      sum += f;
+      least = std::min(least, f);
+      scratch_.choices.push_back({t.id, f, NAN});
     }
     out_.target_mass[row_] = static_cast<float>(target_mass);
-    log_f_sum_ = log_f_sum.total();
-    log_a_sum_ = log_a_sum.total();
+    // Linear mixing needs the logarithms of those chosen alone.
+    by_weight_ = mixer_.linear && mixer_.alpha > 0.0 && mixer_.alpha < 1.0 &&
+                 least >= kLeastWeight && params_.support == Support::kAnchor;
+    return by_weight_ ? std::log(sum) : mix_logs();
+  }
+
+  double mix_logs() {
+    LogAccumulator log_f_sum;
+    scratch_.choices.clear();
+    for (const Translated& t : scratch_.translated) {
+      const double log_q = log_prob(t.logit, target_total_);
+      add_choice(t.id, t.logit, mixer_(t.log_mass, log_q));
+      log_f_sum.add(scratch_.choices.back().log_f);
+    }
+    return log_f_sum.total();
   }
 
   // At alpha = 0, F is q: ranked by the logit itself, two neighbouring logits
@@ -268,12 +337,13 @@ class RowFinish {
 
   // Adds the ids outside the translated set that could be chosen; returns
   // log(sum of f).
-  double widen(const BlockScan* target_scans) {
+  double widen(const BlockScan* target_scans, double log_f_sum) {
     out_.target_mass[row_] = 1.0f;
     const auto& translated = scratch_.translated;
-    const auto is_translated = [&](uint64_t id) {
-      const auto at = std::lower_bound(translated.begin(), translated.end(), id << 32);
-      return at != translated.end() && *at >> 32 == id;
+    const auto is_translated = [&](int64_t id) {
+      const auto at = std::lower_bound(translated.begin(), translated.end(), id,
+                                       [](const Translated& t, int64_t i) { return t.id < i; });
+      return at != translated.end() && at->id == id;
     };
     const bool zero_outside = mixer_.alpha == 1.0 || (!mixer_.linear && mixer_.alpha > 0.0);
     const size_t inside = scratch_.choices.size();
@@ -282,7 +352,7 @@ class RowFinish {
         if (scratch_.choices.size() == inside + params_.top_k) break;
         if (!is_translated(id)) add_choice(id, -INFINITY, -INFINITY);
       }
-      return log_f_sum_;
+      return log_f_sum;
     }
     const int wanted = static_cast<int>(inside) + params_.top_k;
     select_top(target_, target_scans, wanted, scratch_, scratch_.ranks);
@@ -293,7 +363,9 @@ class RowFinish {
       add_choice(id, logit, mixer_(-INFINITY, log_prob(logit, target_total_)));
     }
     if (mixer_.alpha == 0.0) return 0.0;
-    return log_add_exp(mixer_.log_alpha + log_a_sum_,
+    LogAccumulator log_a_sum;
+    for (const Translated& t : translated) log_a_sum.add(t.log_mass);
+    return log_add_exp(mixer_.log_alpha + log_a_sum.total(),
                        mixer_.log_rest);  // q sums to 1
   }
 
@@ -304,6 +376,7 @@ class RowFinish {
     for (size_t b = 0; b < scans.size(); ++b) target_.scan_block(b, true, &scans[b]);
     select_top(target_, scans.data(), params_.top_k, scratch_, scratch_.ranks);
     scratch_.choices.clear();
+    by_weight_ = false;
     for (const uint64_t rank : scratch_.ranks) {
       const float logit = rank_logit(rank);
       scratch_.choices.push_back({rank_id(rank), logit, log_prob(logit, target_total_)});
@@ -318,9 +391,13 @@ class RowFinish {
       const bool chosen = static_cast<size_t>(k) < count;
       out_.token_ids[row_ * params_.top_k + k] = chosen ? choices[k].id : -1;
       out_.logprobs[row_ * params_.top_k + k] =
-          chosen ? static_cast<float>(choices[k].log_f - log_sum) : -INFINITY;
+          chosen ? static_cast<float>(log_f(choices[k]) - log_sum) : -INFINITY;
     }
     out_.flags[row_] = flags;
+  }
+
+  double log_f(const Choice& choice) const {
+    return by_weight_ ? std::log(choice.order) : choice.log_f;
   }
 
   // A row without probabilities, or a table that points outside the vocabulary.
@@ -343,8 +420,7 @@ class RowFinish {
   Scratch& scratch_;
   LogSum anchor_total_{};
   LogSum target_total_{};
-  double log_f_sum_ = -INFINITY;
-  double log_a_sum_ = -INFINITY;
+  bool by_weight_ = false;  // choices are ranked by f, not by its logarithm
 };
 
 Scratch& thread_scratch() {

@@ -37,6 +37,14 @@ ALIGNBEAM_HD float key_to_float(int32_t key) {
   return x;
 }
 
+// The upper half of an order key: sorts as the logits do, except that
+// neighbouring logits of 32 bits may tie.
+ALIGNBEAM_HD int16_t short_key(float x) { return static_cast<int16_t>(order_key(x) >> 16); }
+// The least order key with that upper half.
+ALIGNBEAM_HD int32_t least_key(int16_t short_key) {
+  return static_cast<int32_t>(short_key) * 65536;
+}
+
 // (logit descending, id ascending) as one number: the larger, the earlier. All
 // are distinct.
 ALIGNBEAM_HD uint64_t rank_key(int32_t key, uint32_t id) {

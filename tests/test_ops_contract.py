@@ -104,6 +104,29 @@ def test_mix_topk_falls_back_to_target_when_support_has_no_mass(
     assert out.flags.item() == Flags.EMPTY_SUPPORT
 
 
+@pytest.mark.parametrize("depth", [600.0, 640.0, 700.0, 800.0, 5000.0])
+def test_mix_topk_tells_probabilities_apart_that_double_rounds_to_zero(
+    backend: str, depth: float
+) -> None:
+    """exp(-745) is the smallest double: linear mixing may not lose what lies below it."""
+    out = mix_topk(
+        row(0, -depth, 1 - depth, 2 - depth), row(-depth, 2 - depth, 1 - depth, 0),
+        table(-1, 0, 1, 2), alpha=0.5, top_b=4, top_k=3, backend=backend,
+    )  # fmt: skip
+    f = [1 + 1, math.e + math.e**2, math.e**2 + math.e]
+    assert_row(out, [1, 2, 0], [f[1] / sum(f), f[2] / sum(f), f[0] / sum(f)])
+    assert out.flags.item() == 0
+
+
+def test_mix_topk_ranks_a_negligible_probability_behind_a_large_one(backend: str) -> None:
+    out = mix_topk(
+        row(0, -700, -700.5), row(0, -700, -700.5), table(0, 1, 2),
+        alpha=0.5, top_b=3, top_k=3, backend=backend,
+    )  # fmt: skip
+    assert out.token_ids.tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(out.logprobs, row(0, -700, -700.5), rtol=0, atol=1e-4)
+
+
 def test_mix_topk_union_without_anchor_is_the_target(backend: str) -> None:
     out = mix_topk(
         logs(0.9, 0.1), logs(0.2, 0.5, 0.3), table(0, -1),
