@@ -22,7 +22,7 @@ import timing
 import torch
 from torch import Tensor
 
-from alignbeam.ops import backends, build, mix_topk, native
+from alignbeam.ops import backends, build, mix_topk
 
 ANCHOR_WIDTH, TARGET_WIDTH = 151_936, 128_256
 ROWS = (1, 3, 24, 96, 256)
@@ -119,18 +119,13 @@ def ours(x: Input, backend: str) -> Callable[[], object]:
 
 
 def kernel_alone(x: Input, threads: int) -> Callable[[], object]:
-    """The C++ call of `ours` without the Python around it: no checks, no new tensors."""
-    extension = build.cpu_extension().require()
-    kept, args = native.prepare(
-        extension, x.anchor, x.target, x.table,
-        peers.ALPHA, peers.TOP_B, peers.TOP_K, "linear", "anchor",
+    """The C++ call of `ours` without the Python around it, into tensors that are there."""
+    call = build.cpu_extension().require().mix_topk_cpu
+    out = ours(x, "cpu")()
+    return lambda: call(
+        x.anchor, x.target, x.table,
+        peers.ALPHA, peers.TOP_B, peers.TOP_K, "linear", "anchor", threads, out,
     )  # fmt: skip
-
-    def run() -> object:
-        extension.mix_topk_cpu(args, threads=threads)
-        return kept  # owns what args points to
-
-    return run
 
 
 def check(name: str, answer: peers.Answer, x: Input) -> None:

@@ -1,76 +1,162 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only pybind11 file: names, keyword-only arguments, the GIL released,
-// messages to exceptions. Addresses come from alignbeam/ops/native.py alone,
-// which has checked what they point to.
+// The only pybind11 file: names, the GIL released, tensors to RowViews. A call
+// outside the contract gives None, and alignbeam/ops/native.py then says what
+// is wrong with it; what is accepted here is at most what alignbeam/ops/spec.py
+// accepts.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
-#include <string>
+#include <vector>
 
 #include "ops.h"
+#include "torch_tensors.h"
 
 namespace py = pybind11;
 using namespace alignbeam;
 
 namespace {
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+bool read_int(py::handle value, int* out) {
+  if (!PyLong_Check(value.ptr()) || PyBool_Check(value.ptr())) return false;
+  int overflow = 0;
+  const long number = PyLong_AsLongAndOverflow(value.ptr(), &overflow);
+  *out = static_cast<int>(number);
+  return overflow == 0 && number == *out;
 }
 
-RowView row_view(uintptr_t data, int64_t num_rows, int64_t num_cols, int64_t row_stride,
-                 int dtype) {
-  return {pointer<const void>(data), num_rows, num_cols, row_stride, static_cast<DType>(dtype)};
+// Which of two names `value` is.
+template <class Enum>
+bool read_choice(py::handle value, const char* first, const char* second, Enum* out) {
+  if (!PyUnicode_Check(value.ptr())) return false;
+  const bool is_second = PyUnicode_CompareWithASCIIString(value.ptr(), second) == 0;
+  *out = static_cast<Enum>(is_second);
+  return is_second || PyUnicode_CompareWithASCIIString(value.ptr(), first) == 0;
 }
 
-// What every kernel is called with; borrows all the memory it points to.
-struct MixArgs {
+// The arguments of a step, borrowed from Python for as long as the call lasts.
+struct Step {
   MixParams params;
   MixOutput out;
-};
+  dlpack::Device device;
+  std::vector<float> alphas;  // those of a CPU tensor with a stride
 
-MixArgs mix_args(const RowView& anchor, const RowView& target, uintptr_t table, uintptr_t alpha,
-                 float alpha_scalar, int top_b, int top_k, bool log_mix, bool union_support,
-                 uintptr_t token_ids, uintptr_t logprobs, uintptr_t masses, uintptr_t flags) {
-  auto* mass = pointer<float>(masses);
-  const int64_t rows = anchor.num_rows;
-  return {.params = {.anchor = anchor,
-                     .target = target,
-                     .table = pointer<const int32_t>(table),
-                     .alpha = pointer<const float>(alpha),
-                     .alpha_scalar = alpha_scalar,
-                     .top_b = top_b,
-                     .top_k = top_k,
-                     .mix = log_mix ? Mix::kLog : Mix::kLinear,
-                     .support = union_support ? Support::kUnion : Support::kAnchor},
-          .out = {.token_ids = pointer<int64_t>(token_ids),
-                  .logprobs = pointer<float>(logprobs),
-                  .anchor_mass = mass,
-                  .translated_mass = mass != nullptr ? mass + rows : nullptr,
-                  .target_mass = mass != nullptr ? mass + 2 * rows : nullptr,
-                  .flags = pointer<int32_t>(flags)}};
-}
+  bool read(py::handle anchor, py::handle target, py::handle table, py::handle alpha,
+            py::handle top_b, py::handle top_k, py::handle mix, py::handle support) {
+    dlpack::Device target_device;
+    dlpack::Tensor ids;
+    return view_rows(anchor.ptr(), &params.anchor, &device) &&
+           view_rows(target.ptr(), &params.target, &target_device) && is_here(target_device) &&
+           view_tensor(table.ptr(), &ids) && read_table(ids) && read_alpha(alpha) &&
+           read_int(top_b, &params.top_b) && read_int(top_k, &params.top_k) &&
+           read_choice(mix, "linear", "log", &params.mix) &&
+           read_choice(support, "anchor", "union", &params.support) &&
+           check_arguments(params) == nullptr;
+  }
+
+ private:
+  bool is_here(dlpack::Device other) const {
+    return other.type == device.type && other.id == device.id;
+  }
+
+  bool read_table(const dlpack::Tensor& ids) {
+    params.table = static_cast<const int32_t*>(ids.data);
+    return ids.dtype == dlpack::DataType{dlpack::kInt, 32, 1} && ids.ndim == 1 &&
+           ids.shape[0] == params.anchor.num_cols && (ids.shape[0] == 1 || ids.strides[0] == 1) &&
+           is_here(ids.device);
+  }
+
+  bool read_alpha(py::handle value) {
+    params.alpha = nullptr;
+    if (PyFloat_Check(value.ptr()) || (PyLong_Check(value.ptr()) && !PyBool_Check(value.ptr()))) {
+      const double number = PyFloat_AsDouble(value.ptr());
+      PyErr_Clear();  // of an integer too large for a double, which is out of range too
+      params.alpha_scalar = static_cast<float>(number);
+      return number >= 0.0 && number <= 1.0;
+    }
+    dlpack::Tensor t;
+    if (!view_tensor(value.ptr(), &t) || !(t.dtype == dlpack::DataType{dlpack::kFloat, 32, 1}) ||
+        t.ndim != 1 || t.shape[0] != params.anchor.num_rows || !is_here(t.device)) {
+      return false;
+    }
+    params.alpha = static_cast<const float*>(t.data);
+    const int64_t stride = t.shape[0] > 1 ? t.strides[0] : 1;
+    // On a GPU nothing is read back: the kernel flags a row whose alpha is out
+    // of range.
+    if (device.type == dlpack::kCuda) return stride == 1;
+    for (int64_t i = 0; i < t.shape[0]; ++i) {
+      const float a = params.alpha[i * stride];
+      if (!(a >= 0.0f && a <= 1.0f)) return false;
+      if (stride != 1) alphas.push_back(a);
+    }
+    if (stride != 1) params.alpha = alphas.data();
+    return true;
+  }
+};
 
 void raise_if(const char* error) {
   if (error != nullptr) throw std::invalid_argument(error);
 }
 
-void run_cpu(const MixArgs& args, int threads) {
-  const char* error;
-  {
-    py::gil_scoped_release release;
-    error = mix_topk_cpu(args.params, args.out, threads);
+// Outputs are new unless `out` has them.
+template <class Run>
+py::object run_on_cpu(Step& step, bool accepted, py::handle out, Run run) {
+  const bool on_cpu = step.device.type == dlpack::kCpu || step.device.type == dlpack::kCudaHost;
+  if (!accepted || !on_cpu) return py::none();
+  const int64_t rows = step.params.anchor.num_rows;
+  py::object result;
+  if (out.is_none()) {
+    result = py::reinterpret_steal<py::object>(new_outputs(rows, step.params.top_k, &step.out));
+    if (!result) throw py::error_already_set();
+  } else {
+    const dlpack::Device cpu{dlpack::kCpu, 0};
+    if (!view_outputs(out.ptr(), rows, step.params.top_k, cpu, &step.out)) return py::none();
+    result = py::reinterpret_borrow<py::object>(out);
   }
-  raise_if(error);
+  if (rows > 0) {
+    const char* error;
+    {
+      py::gil_scoped_release release;
+      error = run(step.params, step.out);
+    }
+    raise_if(error);
+  }
+  return result;
 }
 
-void run_host(const MixArgs& args) { raise_if(mix_topk_host(args.params, args.out)); }
+py::object run_cpu(py::handle anchor, py::handle target, py::handle table, py::handle alpha,
+                   py::handle top_b, py::handle top_k, py::handle mix, py::handle support,
+                   int threads, py::handle out) {
+  Step step;
+  const bool accepted = step.read(anchor, target, table, alpha, top_b, top_k, mix, support);
+  return run_on_cpu(step, accepted, out, [&](const MixParams& params, const MixOutput& output) {
+    return mix_topk_cpu(params, output, threads);
+  });
+}
+
+py::object run_host(py::handle anchor, py::handle target, py::handle table, py::handle alpha,
+                    py::handle top_b, py::handle top_k, py::handle mix, py::handle support) {
+  Step step;
+  const bool accepted = step.read(anchor, target, table, alpha, top_b, top_k, mix, support);
+  return run_on_cpu(step, accepted, py::none(), mix_topk_host);
+}
 
 #if defined(ALIGNBEAM_CUDA_ARCHS)
-void run_cuda(const MixArgs& args, uintptr_t workspace, int64_t workspace_bytes, uintptr_t stream) {
-  raise_if(mix_topk_cuda(args.params, args.out, pointer<void>(workspace), workspace_bytes,
-                         pointer<void>(stream)));
+// True once the step is queued; None where the arguments are refused.
+py::object run_cuda(py::handle anchor, py::handle target, py::handle table, py::handle alpha,
+                    py::handle top_b, py::handle top_k, py::handle mix, py::handle support,
+                    py::handle out, py::handle workspace, uintptr_t stream) {
+  Step step;
+  if (!step.read(anchor, target, table, alpha, top_b, top_k, mix, support)) return py::none();
+  const int64_t rows = step.params.anchor.num_rows;
+  dlpack::Tensor memory;
+  if (step.device.type != dlpack::kCuda ||
+      !view_outputs(out.ptr(), rows, step.params.top_k, step.device, &step.out) ||
+      !view_tensor(workspace.ptr(), &memory) || memory.ndim != 1 || memory.dtype.bits != 8) {
+    return py::none();
+  }
+  raise_if(mix_topk_cuda(step.params, step.out, memory.data, memory.shape[0],
+                         reinterpret_cast<void*>(stream)));
+  return py::bool_(true);
 }
 #endif
 
@@ -78,28 +164,20 @@ void run_cuda(const MixArgs& args, uintptr_t workspace, int64_t workspace_bytes,
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of alignbeam; call them through alignbeam.ops.";
-  // module_local: a build for another GPU may be loaded beside the installed
-  // one.
-  py::class_<RowView>(m, "RowView", py::module_local())
-      .def(py::init(&row_view), py::kw_only(), py::arg("data"), py::arg("num_rows"),
-           py::arg("num_cols"), py::arg("row_stride"), py::arg("dtype"))
-      .def_property_readonly("data",
-                             [](const RowView& v) { return reinterpret_cast<uintptr_t>(v.data); })
-      .def_readonly("num_rows", &RowView::num_rows)
-      .def_readonly("num_cols", &RowView::num_cols)
-      .def_readonly("row_stride", &RowView::row_stride)
-      .def_property_readonly("dtype", [](const RowView& v) { return static_cast<int>(v.dtype); });
-  py::class_<MixArgs>(m, "MixArgs", py::module_local())
-      .def(py::init(&mix_args), py::kw_only(), py::arg("anchor"), py::arg("target"),
-           py::arg("table"), py::arg("alpha"), py::arg("alpha_scalar"), py::arg("top_b"),
-           py::arg("top_k"), py::arg("log_mix"), py::arg("union_support"), py::arg("token_ids"),
-           py::arg("logprobs"), py::arg("masses"), py::arg("flags"));
-  m.def("mix_topk_cpu", &run_cpu, py::arg("args"), py::kw_only(), py::arg("threads"));
-  m.def("mix_topk_host", &run_host, py::arg("args"));
+  m.def("use_tensor_type", [](py::handle type) {
+    if (!use_tensor_type(type.ptr())) throw py::error_already_set();
+  });
+  m.def("mix_topk_cpu", &run_cpu, py::arg("anchor_logits"), py::arg("target_logits"),
+        py::arg("table"), py::arg("alpha"), py::arg("top_b"), py::arg("top_k"), py::arg("mix"),
+        py::arg("support"), py::arg("threads"), py::arg("out") = py::none());
+  m.def("mix_topk_host", &run_host, py::arg("anchor_logits"), py::arg("target_logits"),
+        py::arg("table"), py::arg("alpha"), py::arg("top_b"), py::arg("top_k"), py::arg("mix"),
+        py::arg("support"));
 #if defined(ALIGNBEAM_CUDA_ARCHS)
-  m.def("mix_topk_cuda", &run_cuda, py::arg("args"), py::kw_only(), py::arg("workspace"),
-        py::arg("workspace_bytes"), py::arg("stream"));
-  m.def("mix_topk_cuda_workspace", &mix_topk_cuda_workspace, py::kw_only(), py::arg("rows"),
+  m.def("mix_topk_cuda", &run_cuda, py::arg("anchor_logits"), py::arg("target_logits"),
+        py::arg("table"), py::arg("alpha"), py::arg("top_b"), py::arg("top_k"), py::arg("mix"),
+        py::arg("support"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
+  m.def("mix_topk_cuda_workspace", &mix_topk_cuda_workspace, py::arg("rows"),
         py::arg("anchor_cols"), py::arg("target_cols"));
   m.attr("cuda_archs") = ALIGNBEAM_CUDA_ARCHS;
 #else

@@ -15,7 +15,7 @@ const char* check_view(const RowView& view, const char* const messages[3]) {
 
 }  // namespace
 
-const char* check_params(const MixParams& p, const MixOutput& out) {
+const char* check_arguments(const MixParams& p) {
   static constexpr const char* kAnchor[3] = {
       "mix_topk: anchor_logits must be float32, bfloat16 or float16",
       "mix_topk: anchor_logits must have 1..2^31-1 columns",
@@ -38,6 +38,11 @@ const char* check_params(const MixParams& p, const MixOutput& out) {
   if (p.support != Support::kAnchor && p.support != Support::kUnion) {
     return "mix_topk: unknown support";
   }
+  return nullptr;
+}
+
+const char* check_params(const MixParams& p, const MixOutput& out) {
+  if (const char* error = check_arguments(p)) return error;
   if (p.anchor.num_rows > 0 &&
       (out.token_ids == nullptr || out.logprobs == nullptr || out.anchor_mass == nullptr ||
        out.translated_mass == nullptr || out.target_mass == nullptr || out.flags == nullptr)) {

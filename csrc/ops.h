@@ -54,6 +54,8 @@ struct MixOutput {
 // words. Backends call it first: whoever reaches the kernels without the Python
 // check still cannot read out of bounds.
 const char* check_params(const MixParams& params, const MixOutput& out);
+// The same of what comes in, before there are outputs.
+const char* check_arguments(const MixParams& params);
 
 // Runs on the calling thread and up to threads - 1 helpers. Results do not
 // depend on `threads`. Returns what check_params returns.

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from op_strategies import KINDS, Case, assert_matches_reference, cases, embedded, make_table, values
 
-from alignbeam.ops import MixResult, build, mix_topk, native
+from alignbeam.ops import MixResult, build, mix_topk
 
 _EXTENSION = build.cpu_extension()
 needs_extension = pytest.mark.skipif(
@@ -23,13 +23,7 @@ needs_extension = pytest.mark.skipif(
 
 def run_on_host(case: Case) -> MixResult:
     """Run the CUDA kernel's steps on the host, over its chunk grid."""
-    alpha = case.alpha
-    result, args = native.prepare(
-        _EXTENSION.require(), case.anchor_logits, case.target_logits, case.table, alpha,
-        case.top_b, case.top_k, case.mix, case.support,
-    )  # fmt: skip
-    _EXTENSION.require().mix_topk_host(args)
-    return result
+    return MixResult._make(_EXTENSION.require().mix_topk_host(**case.arguments()))
 
 
 def cpu(case: Case) -> MixResult:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alignbeam.errors import BackendUnavailable
 from alignbeam.ops import Flags, MixResult, backends, dispatch, mix_topk
@@ -220,6 +221,11 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"top_k": 9}, ValueError, "mix_topk: top_k must be in 1..8, got 9"),
         ({"alpha": math.nan}, ValueError, "alpha must be in 0..1, got nan"),
         ({"alpha": 1.5}, ValueError, "alpha must be in 0..1, got 1.5"),
+        ({"alpha": 10**400}, ValueError, "alpha must be in 0..1, got 1000"),
+        ({"alpha": True}, TypeError, "alpha must be a float or a tensor, got bool"),
+        ({"alpha": torch.tensor([0.5, 0.5], requires_grad=True)}, ValueError, "not require grad"),
+        ({"top_b": 2**80}, ValueError, "mix_topk: top_b must be in 1..Va, got 1208925"),
+        ({"mix": 1}, ValueError, "mix must be one of linear, log, got 1"),
         ({"alpha": torch.tensor([0.5, -0.1])}, ValueError, "alpha must be in 0..1"),
         ({"alpha": torch.tensor([0.5, math.nan])}, ValueError, "alpha must be in 0..1, got nan"),
         ({"alpha": torch.tensor([0.5])}, ValueError, r"alpha must have shape \[R\] = \[2\]"),
@@ -242,6 +248,8 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"target_logits": torch.zeros(3, 2).T}, ValueError, "contiguous last dimension"),
         ({"target_logits": torch.zeros(2, 3, device="meta")}, ValueError, "must be on cpu"),
         ({"anchor_logits": torch.zeros(2, 4).int()}, TypeError, "anchor_logits must be float32"),
+        ({"anchor_logits": torch.zeros(4)}, ValueError, r"must have shape \[R, Va\], got \[4\]"),
+        ({"table": table(0, 1, 2, -1)[None]}, ValueError, r"must have shape \[Va\]"),
         ({"anchor_logits": None}, TypeError, "anchor_logits must be a torch.Tensor, got NoneType"),
         (
             {"anchor_logits": torch.zeros(2, 4, requires_grad=True)},
@@ -251,14 +259,45 @@ def arguments(**changes: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_mix_topk_refuses_arguments_outside_the_contract(
-    changes: dict[str, Any], error: type[Exception], message: str
+    backend: str, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        mix_topk(**arguments(**changes))
+        mix_topk(**{"backend": backend, **arguments(**changes)})
 
 
-def test_mix_topk_accepts_the_unchanged_arguments() -> None:
-    assert mix_topk(**arguments()).flags.tolist() == [0, 0]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"alpha": 1},
+        {"alpha": torch.tensor([0.0, 9.0, 1.0, 9.0])[::2]},
+        {"anchor_logits": torch.zeros(2, 9)[:, 3:7]},
+        {"anchor_logits": torch.zeros(4).expand(2, 4)},
+        {"table": table(-1, -1, 0, 1, 2, -1)[2:]},
+        {"target_logits": torch.zeros(2, 3).half(), "anchor_logits": torch.zeros(2, 4).bfloat16()},
+        {"table": torch.nn.Parameter(table(0, 1, 2, -1), requires_grad=False)},
+    ],
+    ids=str,
+)
+def test_mix_topk_accepts_all_that_the_contract_allows(
+    backend: str, changes: dict[str, Any]
+) -> None:
+    assert mix_topk(**arguments(**changes), backend=backend).flags.tolist() == [0, 0]
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no native extension")
+def test_mix_topk_refuses_tensors_without_memory() -> None:
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match="plain tensors with memory of their own"):
+        mix_topk(**arguments(anchor_logits=fake, backend="cpu"))
+
+
+def test_mix_topk_results_outlive_each_other() -> None:
+    kept = [mix_topk(**arguments())[i] for i in range(6) for _ in range(50)]
+    want = mix_topk(**arguments(), backend="reference")
+    for i, tensor in enumerate(kept):
+        torch.testing.assert_close(tensor, want[i // 50])
 
 
 def test_mix_topk_checks_a_table_again_after_it_was_written_to() -> None:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from op_strategies import Case, cases
 
-from alignbeam.ops import Flags, MixResult, build, mix_topk, native
+from alignbeam.ops import Flags, MixResult, build, mix_topk
 
 _EXTENSION = build.cpu_extension()
 pytestmark = pytest.mark.skipif(
@@ -87,29 +87,22 @@ def test_mix_topk_gives_the_same_bits_with_any_number_of_threads(case: Case) -> 
 @given(case=cases(max_width=2049))
 def test_mix_topk_writes_nothing_outside_its_outputs(case: Case) -> None:
     rows, top_k = len(case.anchor_logits), case.top_k
-    extension = _EXTENSION.require()
-    sizes = {"token_ids": rows * top_k, "logprobs": rows * top_k, "masses": 3 * rows, "flags": rows}
-    dtypes = {"token_ids": torch.int64, "flags": torch.int32}
     canary, guard = 77, 16
-    buffers = {
-        name: torch.full((size + 2 * guard,), canary, dtype=dtypes.get(name, torch.float32))
-        for name, size in sizes.items()
-    }
-    alpha = case.alpha if isinstance(case.alpha, torch.Tensor) else None
+    dtypes = {"token_ids": torch.int64, "flags": torch.int32}
+    shapes = {"token_ids": (rows, top_k), "logprobs": (rows, top_k)}
+    buffers, outputs, sizes = {}, {}, {}
+    for name in MixResult._fields:
+        shape = shapes.get(name, (rows,))
+        sizes[name] = math.prod(shape)
+        buffers[name] = torch.full(
+            (sizes[name] + 2 * guard,), canary, dtype=dtypes.get(name, torch.float32)
+        )
+        outputs[name] = buffers[name][guard : guard + sizes[name]].view(shape)
     before = [case.anchor_logits.clone(), case.target_logits.clone(), case.table.clone()]
-    args = extension.MixArgs(
-        anchor=native._row_view(extension, case.anchor_logits),
-        target=native._row_view(extension, case.target_logits),
-        table=case.table.data_ptr(),
-        alpha=0 if alpha is None else alpha.data_ptr(),
-        alpha_scalar=0.0 if alpha is not None else case.alpha,
-        top_b=case.top_b,
-        top_k=top_k,
-        log_mix=case.mix == "log",
-        union_support=case.support == "union",
-        **{name: buffer[guard:].data_ptr() for name, buffer in buffers.items()},
+    written = _EXTENSION.require().mix_topk_cpu(
+        **case.arguments(), threads=1, out=MixResult(**outputs)
     )
-    extension.mix_topk_cpu(args, threads=1)
+    assert_same_bits(MixResult._make(written), mix_topk(**case.arguments(), backend="cpu"))
     for name, buffer in buffers.items():
         assert (buffer[:guard] == canary).all(), name
         assert (buffer[guard + sizes[name] :] == canary).all(), name

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from alignbeam.ops import dispatch
 from alignbeam.ops.dispatch import BackendStatus, backends
-from alignbeam.ops.spec import MAX_TOP_B, MAX_TOP_K, Flags, MixResult, check_mix_topk
+from alignbeam.ops.spec import MAX_TOP_B, MAX_TOP_K, Flags, MixResult
 
 __all__ = [
     "MAX_TOP_B",
@@ -91,8 +91,9 @@ def mix_topk(
     1e-5 (float32) or 2e-5 (bfloat16, float16) of the float64 reference. On the CPU,
     ``torch.get_num_threads()`` threads share the work.
     """
-    check_mix_topk(anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support)
-    run = dispatch.resolve(anchor_logits.device.type, backend)
+    # What is no tensor has no device; whichever backend gets it refuses it.
+    device = anchor_logits.device.type if isinstance(anchor_logits, Tensor) else "cpu"
+    run = dispatch.resolve(device, backend)
     return run(
         anchor_logits,
         target_logits,

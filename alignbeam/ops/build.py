@@ -31,6 +31,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from alignbeam.errors import AlignBeamError, BackendUnavailable
 
 _log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def cpu_extension() -> Extension:
     """Return the extension with the CPU kernels, building it at first use where that is needed."""
     installed = _installed()
     if installed is not None:
-        return Extension(installed, "installed")
+        return _with_torch(installed, "installed")
     return _built(("-DALIGNBEAM_CUDA=OFF",), [])
 
 
@@ -72,7 +74,7 @@ def gpu_extension(capability: tuple[int, int]) -> Extension:
     """Return an extension with CUDA kernels for a GPU of ``capability``, (9, 0) for example."""
     installed = _installed()
     if installed is not None and covers(installed.cuda_archs, capability):
-        return Extension(installed, "installed")
+        return _with_torch(installed, "installed")
     arch = f"{capability[0]}{capability[1]}"
     try:
         nvcc = _nvcc()
@@ -146,7 +148,17 @@ def _built(options: tuple[str, ...], compilers: list[str]) -> Extension:
         return Extension(
             None, "", f"the cache folder cannot be used ({error}); set ALIGNBEAM_CACHE"
         )
-    return Extension(_load(path), f"built into {path.parent}")
+    return _with_torch(_load(path), f"built into {path.parent}")
+
+
+def _with_torch(module: ModuleType, origin: str) -> Extension:
+    """Return the extension once it knows how to read torch's tensors."""
+    try:
+        module.use_tensor_type(torch.Tensor)
+    except (AttributeError, RuntimeError) as error:
+        reason = f"it cannot read the tensors of torch {torch.__version__} ({error})"
+        return Extension(None, "", f"{reason}; pip install 'torch>=2.10'")
+    return Extension(module, origin)
 
 
 def _cached_or_build(folder: Path, options: tuple[str, ...], compilers: list[str]) -> Path:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from alignbeam.errors import BackendUnavailable
-from alignbeam.ops.spec import MixResult
+from alignbeam.ops.spec import MixResult, check_mix_topk
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +43,24 @@ class Backend:
     reason: Callable[[str], str | None]
     """Given a device type: None if it can run there; else why not, and what mends it."""
     detail: Callable[[], str]
+    checks: bool = False
+    """Whether the function checks its arguments itself; for the others, `load` does it."""
 
     def load(self) -> Run:
         """Import the backend's function."""
-        return cast("Run", getattr(import_module(self.module), self.function))
+        run = cast("Run", getattr(import_module(self.module), self.function))
+        return run if self.checks else _checked(run)
+
+
+def _checked(run: Run) -> Run:
+    @functools.wraps(run)
+    def check_and_run(
+        anchor_logits: Tensor, target_logits: Tensor, table: Tensor, **options: Any
+    ) -> MixResult:
+        check_mix_topk(anchor_logits, target_logits, table, **options)
+        return run(anchor_logits, target_logits, table, **options)
+
+    return check_and_run
 
 
 def _no_gpu(device: str) -> str | None:
@@ -96,7 +111,9 @@ def _triton_reason(device: str) -> str | None:
 _BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", "alignbeam.ops.native", "mix_topk_cpu", _cpu_reason, _cpu_detail),
+        Backend(
+            "cpu", "alignbeam.ops.native", "mix_topk_cpu", _cpu_reason, _cpu_detail, checks=True
+        ),
         Backend("cuda", "alignbeam.ops.native", "mix_topk_cuda", _cuda_reason, _cuda_detail),
         Backend(
             "triton",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from dataclasses import dataclass
 from enum import IntFlag
@@ -126,7 +125,7 @@ def check_mix_topk(
     if support not in SUPPORTS:
         raise ValueError(f"mix_topk: support must be one of {', '.join(SUPPORTS)}, got {support!r}")
     _check_alpha(alpha, axes["R"], device)
-    _check_table(table, axes["Vt"])
+    check_table(table, axes["Vt"])
 
 
 def _check_tensor(arg: TensorArg, tensor: Tensor, axes: dict[str, int]) -> None:
@@ -204,7 +203,7 @@ def _check_alpha(alpha: float | Tensor, rows: int, device: torch.device) -> None
 
 
 def _check_alpha_range(alpha: float) -> None:
-    if math.isnan(alpha) or not 0.0 <= alpha <= 1.0:
+    if not 0.0 <= alpha <= 1.0:  # nor NaN
         raise ValueError(f"mix_topk: alpha must be in 0..1, got {alpha}")
 
 
@@ -212,7 +211,7 @@ _Checked = tuple["weakref.ref[Tensor]", int, int, int]
 _checked_tables: dict[int, _Checked] = {}
 
 
-def _check_table(table: Tensor, target_width: int) -> None:
+def check_table(table: Tensor, target_width: int) -> None:
     """Check the entries of ``table`` once per tensor, version and storage.
 
     A write that torch does not count (through NumPy, or into an inference tensor) goes unseen here;
