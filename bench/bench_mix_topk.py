@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,6 +181,18 @@ def measure_cpu(
     return make_rows(samples, x, dtype, "cpu", threads, "perf_counter + thread_time")
 
 
+def measure_alone(x: Input, dtype: str, threads: int, budget_s: float) -> list[Row]:
+    """Time ours on ``x`` while torch's own threads sleep.
+
+    After a peer they spin for milliseconds on the cores that our helpers would take.
+    """
+    with timing.torch_threads(threads), torch.inference_mode():
+        time.sleep(1.0)
+        works = {"ours": ours(x, "cpu"), "kernel": kernel_alone(x, threads)}
+        samples = timing.take_turns(works, budget_s * len(works))
+    return make_rows(samples, x, dtype, "cpu", threads, "perf_counter, torch's threads asleep")
+
+
 def measure_gpu(
     x: Input, dtype: str, compile_modes: dict[str, str], budget_s: float, graph: bool, cold: bool
 ) -> list[Row]:
@@ -257,20 +270,25 @@ def make_rows(
 
 
 def roofline_rows() -> list[Row]:
-    """Exp-only and read-only loops over as many columns as one row pair has, in cache."""
+    """Exp-only and read-only loops over one row pair, in cache, and over as many as are in none.
+
+    Times are of one row pair.
+    """
     made = []
     columns = ANCHOR_WIDTH + TARGET_WIDTH
-    for name, us in rooflines.measure(columns).items():
-        print(f"roofline {name}: {us:.1f} us per row pair")
-        made.append(
-            Row(
-                op="roofline", system=name, device="cpu", isa="native", dtype="bf16", kind="flat",
-                rows=1, anchor_width=ANCHOR_WIDTH, target_width=TARGET_WIDTH, threads=1,
-                timer="thread_time", samples=0, p20_us=us, p50_us=us, p80_us=us, cpu_p20_us=us,
-                cpu_p50_us=us, gb_per_s=2 * columns / us / 1e3,
-                load=os.getloadavg()[0],
-            )
-        )  # fmt: skip
+    for count in (1, ROWS[-1]):
+        for dtype_name, dtype in DTYPES.items():
+            for name, us in rooflines.measure(columns, count, dtype).items():
+                print(f"roofline {name} {dtype_name} R={count}: {us:.1f} us per row pair")
+                made.append(
+                    Row(
+                        op="roofline", system=name, device="cpu", isa="native", dtype=dtype_name,
+                        kind="flat", rows=count, anchor_width=ANCHOR_WIDTH,
+                        target_width=TARGET_WIDTH, threads=1, timer="thread_time", samples=0,
+                        p20_us=us, p50_us=us, p80_us=us, cpu_p20_us=us, cpu_p50_us=us,
+                        gb_per_s=dtype.itemsize * columns / us / 1e3, load=os.getloadavg()[0],
+                    )
+                )  # fmt: skip
     return made
 
 
@@ -307,6 +325,7 @@ def bench_cpu(arguments: argparse.Namespace, table: Tensor, naive: dict) -> list
             made += measure_cpu(x, dtype_name, 1, naive, modes, arguments.budget)
             if count <= 24 and arguments.two_threads:
                 made += measure_cpu(x, dtype_name, 2, {}, {}, arguments.budget)
+                made += measure_alone(x, dtype_name, 2, arguments.budget)
         for kind in ("flat", "sorted", "ascending", "equal"):
             x = make_input(kind, 1, dtype, table, "cpu")
             made += measure_cpu(x, dtype_name, 1, {}, {}, arguments.budget)
@@ -339,7 +358,7 @@ def main() -> None:
     parser.add_argument("--two-threads", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--captured", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
-        "--name", default="", help="of the results file; mix_topk_DEVICE unless set"
+        "--name", default="", help="of the results file; mix_topk_DEVICE[_ISA] unless set"
     )
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -350,7 +369,13 @@ def main() -> None:
         made = bench_cpu(arguments, table, naive)
     else:
         made = bench_gpu(arguments, table)
-    print("wrote", bench_rows.write(arguments.name or f"mix_topk_{arguments.device}", made))
+    print("wrote", bench_rows.write(arguments.name or default_name(arguments.device), made))
+
+
+def default_name(device: str) -> str:
+    """Name the results after the device, and after the instruction set where one was asked for."""
+    forced = os.environ.get("ALIGNBEAM_CPU_ISA", "") if device == "cpu" else ""
+    return "_".join(part for part in ("mix_topk", device, forced) if part)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ import bench_mix_topk
 import rows as bench_rows
 
 Found = list[dict[str, Any]]
-_DEVICES = ("cpu", "cuda")
+# Results files, by what follows "mix_topk_", and what must be known to read them.
+_SETS = {
+    "cpu": "",
+    "cpu_avx2": "The same machine with ALIGNBEAM_CPU_ISA=avx2; the peers keep all that it has. ",
+    "cuda": "",
+}
 
 
 def pick(found: Found, **wanted: Any) -> Found:
@@ -62,10 +67,9 @@ def headline(found: Found) -> str:
     """Times faster than the best honest peer, per R."""
     lines = []
     for count in sorted({row["rows"] for row in found}):
-        honest = [r for r in pick(found, rows=count) if r["system"] in bench_mix_topk.HONEST]
-        if not honest:
+        best = best_peer(pick(found, rows=count))
+        if best is None:
             continue
-        best = min(honest, key=middle)
         spread = "/".join(f"{best[f'ratio_to_ours_p{q}']:.1f}" for q in (20, 50, 80))
         ours, alone = (
             (pick(found, rows=count, system=name) or [None])[0] for name in ("ours", "kernel")
@@ -84,11 +88,56 @@ def per_row(row: dict[str, Any] | None) -> str:
     return "" if row is None else number(middle(row) / row["rows"])
 
 
-def section(device: str, found: Found) -> str:
+def targets(sets: dict[str, Found]) -> str:
+    """Each target for the CPU, what was measured for it, and whether that meets it."""
+    wanted = [
+        ("cpu", "us a row pair in cache, bf16, 1 thread", 52, 44, "bf16", 1),
+        ("cpu", "us at R = 1, bf16, 2 threads, torch's asleep", 32, 26, "bf16", 2),
+        ("cpu_avx2", "us a row pair in cache, bf16, 1 thread, AVX2", 92, 80, "bf16", 1),
+    ]
+    lines = []
+    for name, what, gate, stretch, dtype, threads in wanted:
+        row = next(
+            (
+                row
+                for row in pick(
+                    sets.get(name, []), op="mix_topk", system="kernel", dtype=dtype, rows=1,
+                    threads=threads, kind="peaked",
+                )
+                if threads == 1 or "asleep" in row["timer"]
+            ),
+            None,
+        )  # fmt: skip
+        if row is not None:
+            value = middle(row)
+            lines.append([what, f"{gate}", f"{stretch}", number(value), -value, -gate, -stretch])
+    for row in pick(sets.get("cpu", []), system="ours", kind="peaked", threads=1):
+        best = best_peer(pick(sets["cpu"], **{k: row[k] for k in _SAME}))
+        if best is not None:
+            value = best["ratio_to_ours_p50"]
+            what = f"times faster than the best peer, R = {row['rows']}, {row['dtype']}, 1 thread"
+            lines.append([what, "8", "12", f"{value:.1f}", value, 8, 12])
+    for line in lines:
+        value, gate, stretch = line[4:]
+        line[4:] = ["stretch" if value >= stretch else "gate" if value >= gate else "missed"]
+    return markdown(["target", "gate", "stretch", "measured", "met"], lines)
+
+
+_SAME = ("dtype", "rows", "threads", "timer", "kind")
+
+
+def best_peer(group: Found) -> dict[str, Any] | None:
+    """Return the fastest of what a capable reader would write, of rows on one input."""
+    honest = [row for row in group if row["system"] in bench_mix_topk.HONEST]
+    return min(honest, key=middle, default=None)
+
+
+def section(name: str, found: Found) -> str:
+    device = found[0]["device"]
     machine = found[0]["machine"]
     where = machine["gpu"] or machine["cpu"]
     parts = [
-        f"## {device}\n\n{where}, torch {machine['torch']}, triton {machine['triton']}, commit "
+        f"## {name}\n\n{_SETS[name]}{where}, torch {machine['torch']}, triton {machine['triton']}, commit "
         f"{machine['commit']}, {machine['utc']}; load average while measuring "
         f"{min(r['load'] for r in found):.0f} to {max(r['load'] for r in found):.0f}. "
         "Qwen2.5 -> Llama-3 (151,936 -> 128,256 logits), "
@@ -102,9 +151,10 @@ def section(device: str, found: Found) -> str:
                 if not group:
                     continue
                 isa = f", {group[0]['isa']}, {threads} thread(s)" if device == "cpu" else ""
-                parts.append(
-                    f"### {dtype}{isa} ({timer})\n\n{headline(group)}\n\n{times_table(group)}"
-                )
+                tables = [times_table(group)]
+                if any(row["system"] in bench_mix_topk.HONEST for row in group):
+                    tables.insert(0, headline(group))
+                parts.append("\n\n".join([f"### {dtype}{isa} ({timer})", *tables]))
     other = [row for row in found if row["op"] == "mix_topk" and row["kind"] != "peaked"]
     lines = [
         [f"{row['kind']}, {row['dtype']}", row["system"], number(row["p50_us"]),
@@ -115,13 +165,17 @@ def section(device: str, found: Found) -> str:
         header = ["other inputs, R = 1", "system", "us (p50)", "cpu us", "times ours"]
         parts.append(markdown(header, lines))
     bounds = pick(found, op="roofline")
-    lines = [[row["system"], number(row["cpu_p50_us"]), f"{row['gb_per_s']:.0f}"] for row in bounds]
+    lines = [
+        [f"{row['system']}, {row['dtype']}, R = {row['rows']}", number(row["cpu_p50_us"]),
+         f"{row['gb_per_s']:.0f}"]
+        for row in bounds
+    ]  # fmt: skip
     if lines:
-        parts.append(markdown(["roofline, bf16, 1 row pair", "cpu us", "GB/s"], lines))
+        parts.append(markdown(["roofline", "cpu us a row pair", "GB/s"], lines))
     return "\n\n".join(parts)
 
 
-def plot(device: str, found: Found, path: Path) -> bool:
+def plot(name: str, found: Found, path: Path) -> bool:
     """Draw the ratios against R; False where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -143,7 +197,7 @@ def plot(device: str, found: Found, path: Path) -> bool:
                 label=system,
             )  # fmt: skip
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", xlabel="rows R", title=f"{device}, {dtype}")
+        axis.set(xscale="log", yscale="log", xlabel="rows R", title=f"{name}, {dtype}")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("times the time of mix_topk")
     axes[-1].legend(fontsize=8)
@@ -152,14 +206,13 @@ def plot(device: str, found: Found, path: Path) -> bool:
 
 
 def main() -> None:
-    sections = []
-    for device in _DEVICES:
-        found = bench_rows.read(f"mix_topk_{device}")
-        if not found:
-            continue
-        sections.append(section(device, found))
-        path = bench_rows.RESULTS / f"mix_topk_{device}.svg"
-        if plot(device, found, path):
+    sets = {name: bench_rows.read(f"mix_topk_{name}") for name in _SETS}
+    sets = {name: found for name, found in sets.items() if found}
+    sections = [f"## Targets\n\n{targets(sets)}"] if "cpu" in sets else []
+    for name, found in sets.items():
+        sections.append(section(name, found))
+        path = bench_rows.RESULTS / f"mix_topk_{name}.svg"
+        if plot(name, found, path):
             sections.append(f"![times the time of mix_topk, against rows]({path.name})")
     text = (
         "# The mixing step, measured\n\nWritten by `bench/render_mix_topk.py` from the rows here."
