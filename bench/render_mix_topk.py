@@ -137,9 +137,10 @@ def section(name: str, found: Found) -> str:
     machine = found[0]["machine"]
     where = machine["gpu"] or machine["cpu"]
     parts = [
-        f"## {name}\n\n{_SETS[name]}{where}, torch {machine['torch']}, triton {machine['triton']}, commit "
-        f"{machine['commit']}, {machine['utc']}; load average while measuring "
-        f"{min(r['load'] for r in found):.0f} to {max(r['load'] for r in found):.0f}. "
+        f"## {name}\n\n{_SETS[name]}{where}, torch {machine['torch']}, triton "
+        f"{machine['triton']}, commit {machine['commit']}, {machine['utc']}; load average "
+        f"while measuring {min(r['load'] for r in found):.0f} to "
+        f"{max(r['load'] for r in found):.0f}. "
         "Qwen2.5 -> Llama-3 (151,936 -> 128,256 logits), "
         "B = 50, K = 3, alpha = 0.5, peaked logits unless said otherwise."
     ]

@@ -53,6 +53,7 @@ struct Float32 {
   static constexpr DType kDType = DType::kFloat32;
   static constexpr float kNegativeInfinity = -INFINITY;
   static constexpr int kParts = 4;
+  static constexpr int kStreams = 3;
   struct Raw {
     __m256 part[4];
   };
@@ -74,6 +75,7 @@ template <class Format>
 struct Half {
   using Storage = uint16_t;
   static constexpr int kParts = 4;
+  static constexpr int kStreams = 2;
   struct Raw {
     __m256i low, high;
   };

@@ -39,6 +39,7 @@ struct Float32 {
   static constexpr DType kDType = DType::kFloat32;
   static constexpr float kNegativeInfinity = -INFINITY;
   static constexpr int kParts = 2;
+  static constexpr int kStreams = 3;
   struct Raw {
     __m512 low, high;
   };
@@ -58,6 +59,7 @@ template <class Format>
 struct Half {
   using Storage = uint16_t;
   static constexpr int kParts = 2;
+  static constexpr int kStreams = 2;
   using Raw = __m512i;
 
   static Raw load(const uint16_t* x) { return _mm512_loadu_si512(x); }

@@ -8,6 +8,7 @@
 // largest lane) of a V, store, and exp2_of(x, scale, offset) = 2^(x * scale +
 // offset); and per dtype a `Type` that reads 32 columns (a "chunk") at a time:
 //   Storage, kParts                how a logit is stored; float vectors a chunk
+//   kStreams                       in how many places of a block to read at once
 //   Raw load(const Storage*)       32 logits as they are in memory
 //   V part(const Raw&, i)          some of them as floats; the parts cover all,
 //                                  in any order
@@ -127,23 +128,23 @@ float sum_of(const typename Type::Storage* x, int64_t count, float shift, BlockS
       delegates.join(tile.maxima);
     }
   };
-  // Two places at a time: a core's own prefetcher follows each of them, and
-  // memory delivers more to two streams than to one.
-  const int64_t pairs = count / kTile / 2;
-  for (int64_t i = 0; i < pairs; ++i) {
-    Tile first, second;
-    const auto* a = x + i * kTile;
-    const auto* b = a + pairs * kTile;
-    for (int64_t j = 0; j < kTile; j += kChunk) {
-      prefetch_chunk(a + j);
-      first.add(Type::load(a + j), scale, offset);
-      prefetch_chunk(b + j);
-      second.add(Type::load(b + j), scale, offset);
+  // Several places at a time: a core's own prefetcher follows each of them, and
+  // memory delivers more to several streams than to one.
+  constexpr int kStreams = Type::kStreams;
+  const int64_t stride = count / kTile / kStreams;  // in tiles
+  for (int64_t i = 0; i < stride; ++i) {
+    Tile tiles[kStreams];
+    for (int64_t j = i * kTile; j < (i + 1) * kTile; j += kChunk) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kStreams; ++k) {
+        const auto* chunk = x + k * stride * kTile + j;
+        prefetch_chunk(chunk);
+        tiles[k].add(Type::load(chunk), scale, offset);
+      }
     }
-    close(first, i);
-    close(second, pairs + i);
+    for (int k = 0; k < kStreams; ++k) close(tiles[k], k * stride + i);
   }
-  int64_t index = 2 * pairs;
+  int64_t index = kStreams * stride;
   for (int64_t begin = index * kTile; begin < count; begin += kTile, ++index) {
     Tile tile;
     const int64_t end = begin + kTile < count ? begin + kTile : count;

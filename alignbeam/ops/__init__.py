@@ -92,8 +92,8 @@ def mix_topk(
     ``torch.get_num_threads()`` threads share the work.
     """
     # What is no tensor has no device; whichever backend gets it refuses it.
-    device = anchor_logits.device.type if isinstance(anchor_logits, Tensor) else "cpu"
-    run = dispatch.resolve(device, backend)
+    on_cpu = not isinstance(anchor_logits, Tensor) or anchor_logits.is_cpu
+    run = dispatch.resolve("cpu" if on_cpu else anchor_logits.device.type, backend)
     return run(
         anchor_logits,
         target_logits,

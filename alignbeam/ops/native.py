@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -30,14 +32,19 @@ def mix_topk_cpu(
     The extension takes nothing that `check_mix_topk` would not, so that checker is called only to
     say what is wrong: in Python, cold, it takes as long as the kernel.
     """
-    out = build.cpu_extension().require().mix_topk_cpu(
+    out = _cpu_kernel()(
         anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support,
         torch.get_num_threads(),
     )  # fmt: skip
     if out is None:
         _refuse(anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support)
     check_table(table, target_logits.shape[1])
-    return MixResult._make(out)
+    return MixResult(*out)
+
+
+@functools.cache
+def _cpu_kernel() -> Callable[..., Any]:
+    return cast("Callable[..., Any]", build.cpu_extension().require().mix_topk_cpu)
 
 
 def mix_topk_cuda(
