@@ -120,7 +120,24 @@ def targets(sets: dict[str, Found]) -> str:
     for line in lines:
         value, gate, stretch = line[4:]
         line[4:] = ["stretch" if value >= stretch else "gate" if value >= gate else "missed"]
-    return markdown(["target", "gate", "stretch", "measured", "met"], lines)
+    table = markdown(["target", "gate", "stretch", "measured", "met"], lines)
+    return f"{table}\n\n{memory_bound(sets.get('cpu', []))}"
+
+
+def memory_bound(found: Found) -> str:
+    """Say how near to the memory's limit the step comes where rows are in no cache."""
+    parts = []
+    for bound in pick(found, op="roofline", system="read_only"):
+        if bound["rows"] == 1:
+            continue
+        same = {key: bound[key] for key in ("dtype", "rows", "threads")}
+        ours = next(iter(pick(found, system="ours", kind="peaked", **same)), None)
+        if ours is not None:
+            parts.append(
+                f"{bound['dtype']} at R = {bound['rows']}: {per_row(ours)} us a row pair, where a "
+                f"loop that only reads it takes {number(middle(bound))}"
+            )
+    return f"Out of the caches one core's memory is the limit. {'; '.join(parts)}."
 
 
 _SAME = ("dtype", "rows", "threads", "timer", "kind")

@@ -129,8 +129,11 @@ def kernel() -> str:
             f"({first['timer']}); torch {machine['torch']}, commit {machine['commit']}, "
             f"{machine['utc'][:10]}. The best peer is the fastest of what a capable reader would "
             "write: top-k on logits with two log-sum-exps, and torch.compile of it and of the "
-            "plain version. [All inputs, peers and thread counts](bench/results/mix_topk.md)."
+            "plain version. [Targets met and missed, all inputs, peers and thread "
+            "counts](bench/results/mix_topk.md)."
         )
+        if first["device"] == "cpu":
+            parts.append(render_mix_topk.memory_bound(found))
         if (rows.RESULTS / f"mix_topk_{device}.svg").is_file():
             parts.append(
                 f"![how many times longer each peer takes](bench/results/mix_topk_{device}.svg)"
