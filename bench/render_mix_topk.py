@@ -196,6 +196,7 @@ def section(name: str, found: Found) -> str:
 def plot(name: str, found: Found, path: Path) -> bool:
     """Draw the ratios against R; False where matplotlib is missing."""
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         return False
@@ -219,7 +220,9 @@ def plot(name: str, found: Found, path: Path) -> bool:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("times the time of mix_topk")
     axes[-1].legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    # The same rows give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "mix_topk"}):
+        figure.savefig(path, metadata={"Date": None})
     return True
 
 
