@@ -12,10 +12,12 @@ cmake -S "$root" -B "$out" -DALIGNBEAM_SANITIZE=ON -DALIGNBEAM_FUZZ=ON -DALIGNBE
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
 cmake --build "$out"
 "$out/fuzz_mix_topk" "$cases"
-# The interpreter itself is not built with the sanitizer, so its runtime is loaded first; what
+# The interpreter itself is not built with the sanitizer, so its runtime is loaded first; and with it
+# the C++ runtime, which the sanitizer must find at the start to let torch's exceptions pass. What
 # CPython keeps until exit is no leak of ours.
 cd "$root"
-LD_PRELOAD=$(c++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0 \
   ALIGNBEAM_EXTENSION=$(ls "$out"/_C*.so) OMP_NUM_THREADS=1 \
   "$python" -m pytest -q -x -p no:cacheprovider tests/test_ops_backends.py \
   tests/test_ops_invariance.py tests/test_ops_contract.py
