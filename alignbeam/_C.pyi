@@ -1,8 +1,6 @@
 from torch import Tensor
 
-from alignbeam.ops.spec import MixResult
-
-# As MixResult has them.
+# As MixResult has them; it is one of them.
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 source_key: str
@@ -20,7 +18,7 @@ def mix_topk_cpu(
     mix: object,
     support: object,
     threads: int,
-    out: MixResult | Outputs | None = None,
+    out: Outputs | None = None,
 ) -> Outputs | None: ...
 def mix_topk_host(
     anchor_logits: object,
@@ -43,7 +41,7 @@ def mix_topk_cuda(
     top_k: object,
     mix: object,
     support: object,
-    out: MixResult | Outputs,
+    out: Outputs,
     workspace: Tensor,
     stream: int,
 ) -> bool | None: ...

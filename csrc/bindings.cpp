@@ -34,10 +34,11 @@ bool read_choice(py::handle value, const char* first, const char* second, Enum* 
 }
 
 // The arguments of a step, borrowed from Python for as long as the call lasts.
+// To be used where `read` has returned true.
 struct Step {
-  MixParams params;
-  MixOutput out;
-  dlpack::Device device;
+  MixParams params{};
+  MixOutput out{};
+  dlpack::Device device{};
   std::vector<float> alphas;  // those of a CPU tensor with a stride
 
   bool read(py::handle anchor, py::handle target, py::handle table, py::handle alpha,
@@ -99,17 +100,17 @@ void raise_if(const char* error) {
 
 // Outputs are new unless `out` has them.
 template <class Run>
-py::object run_on_cpu(Step& step, bool accepted, py::handle out, Run run) {
-  const bool on_cpu = step.device.type == dlpack::kCpu || step.device.type == dlpack::kCudaHost;
-  if (!accepted || !on_cpu) return py::none();
+py::object run_on_cpu(Step& step, py::handle out, Run run) {
+  if (step.device.type != dlpack::kCpu) return py::none();
   const int64_t rows = step.params.anchor.num_rows;
   py::object result;
   if (out.is_none()) {
     result = py::reinterpret_steal<py::object>(new_outputs(rows, step.params.top_k, &step.out));
     if (!result) throw py::error_already_set();
   } else {
-    const dlpack::Device cpu{dlpack::kCpu, 0};
-    if (!view_outputs(out.ptr(), rows, step.params.top_k, cpu, &step.out)) return py::none();
+    if (!view_outputs(out.ptr(), rows, step.params.top_k, step.device, &step.out)) {
+      return py::none();
+    }
     result = py::reinterpret_borrow<py::object>(out);
   }
   if (rows > 0) {
@@ -127,8 +128,8 @@ py::object run_cpu(py::handle anchor, py::handle target, py::handle table, py::h
                    py::handle top_b, py::handle top_k, py::handle mix, py::handle support,
                    int threads, py::handle out) {
   Step step;
-  const bool accepted = step.read(anchor, target, table, alpha, top_b, top_k, mix, support);
-  return run_on_cpu(step, accepted, out, [&](const MixParams& params, const MixOutput& output) {
+  if (!step.read(anchor, target, table, alpha, top_b, top_k, mix, support)) return py::none();
+  return run_on_cpu(step, out, [&](const MixParams& params, const MixOutput& output) {
     return mix_topk_cpu(params, output, threads);
   });
 }
@@ -136,8 +137,8 @@ py::object run_cpu(py::handle anchor, py::handle target, py::handle table, py::h
 py::object run_host(py::handle anchor, py::handle target, py::handle table, py::handle alpha,
                     py::handle top_b, py::handle top_k, py::handle mix, py::handle support) {
   Step step;
-  const bool accepted = step.read(anchor, target, table, alpha, top_b, top_k, mix, support);
-  return run_on_cpu(step, accepted, py::none(), mix_topk_host);
+  if (!step.read(anchor, target, table, alpha, top_b, top_k, mix, support)) return py::none();
+  return run_on_cpu(step, py::none(), mix_topk_host);
 }
 
 #if defined(ALIGNBEAM_CUDA_ARCHS)

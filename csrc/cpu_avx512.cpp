@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled with AVX-512 F, BW, DQ and VL; entered only on a CPU that has them.
 // Per 32 bf16 columns: one 64-byte load, 2 x (widen, fma, reduce, 4 fma,
-// scalef, add), and for the anchor 2 maxima. The fma pipes are the limit, not
-// the loads.
+// scalef, add), and for the anchor 2 maxima. In the caches that arithmetic is
+// the limit, not the loads (the rooflines of bench/bench_mix_topk.py).
 #include <immintrin.h>
 
 #include "cpu_vector.h"

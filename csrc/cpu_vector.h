@@ -99,9 +99,9 @@ struct TileSum {
   }
 };
 
-// How far ahead of its loads a scan asks for memory. Out of the caches this
-// takes a third to three quarters off a row's time; in them it costs nothing
-// that shows (bench/bench_mix_topk.py at R = 1 and R >= 24).
+// How far ahead of its loads a scan asks for memory. The exponentials fill a
+// core's window before it has issued enough loads to hide what lies behind the
+// caches; in the caches, asking costs nothing that shows.
 constexpr int64_t kPrefetchBytes = 2048;
 
 template <class Storage>

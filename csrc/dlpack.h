@@ -10,7 +10,7 @@
 
 namespace alignbeam::dlpack {
 
-enum DeviceType : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
+enum DeviceType : int32_t { kCpu = 1, kCuda = 2 };
 struct Device {
   DeviceType type;
   int32_t id;

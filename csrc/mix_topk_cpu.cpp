@@ -164,13 +164,14 @@ void select_top(const Row& row, const BlockScan* scans, int wanted, Scratch& scr
   constexpr size_t kCapacity = 4096;
   static_assert(kCapacity >= kMaxTopB + kMaxTopK + kTile);
   int32_t threshold = safe_threshold(scans, blocks_of(row.columns), wanted, scratch);
-  const auto tile_max = [&](int64_t begin) {
-    return scans[begin / kBlock].tile_max[begin % kBlock / kTile];
+  // Of a tile's largest logit the upper half is known.
+  const auto may_reach = [&](int64_t begin) {
+    return scans[begin / kBlock].tile_max[begin % kBlock / kTile] >= threshold >> 16;
   };
   auto& tiles = scratch.tiles;
   tiles.clear();
   for (int64_t begin = 0; begin < row.columns; begin += kTile) {
-    if (least_key(tile_max(begin)) >= threshold) tiles.push_back(begin);
+    if (may_reach(begin)) tiles.push_back(begin);
   }
   uint32_t columns[kTile];
   ranks.clear();
@@ -190,8 +191,7 @@ void select_top(const Row& row, const BlockScan* scans, int wanted, Scratch& scr
       // already held.
       threshold = order_key(rank_logit(ranks[wanted - 1])) + 1;
     }
-    // Of a tile's largest logit the upper half is known.
-    if (tile_max(begin) < threshold >> 16) continue;
+    if (!may_reach(begin)) continue;
     const int64_t count = std::min(kTile, row.columns - begin);
     const int found = row.scan->collect(row.at(begin), count, threshold, columns);
     for (int j = 0; j < found; ++j) {

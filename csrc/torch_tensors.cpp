@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <memory>
 #include <new>
 
 namespace alignbeam {
@@ -124,16 +123,19 @@ PyObject* new_outputs(int64_t rows, int top_k, MixOutput* out) {
     const int64_t count = kParts[i].ndim == 2 ? rows * top_k : rows;
     bytes += aligned(count * kParts[i].dtype.bits / 8);
   }
-  void* memory = std::aligned_alloc(kAlignment, bytes);
-  if (memory == nullptr) return PyErr_NoMemory();
-  auto* block = new (memory) Block;
   PyObject* tuple = PyTuple_New(kPartCount);
+  if (tuple == nullptr) return nullptr;
+  void* memory = std::aligned_alloc(kAlignment, bytes);
+  if (memory == nullptr) {
+    Py_DECREF(tuple);
+    return PyErr_NoMemory();
+  }
+  auto* block = new (memory) Block;
   void* data[kPartCount];
-  int made = 0;
-  for (; tuple != nullptr && made < kPartCount; ++made) {
-    Block::Output& o = block->outputs[made];
-    const Part& part = kParts[made];
-    data[made] = static_cast<char*>(memory) + offsets[made];
+  for (int i = 0; i < kPartCount; ++i) {
+    Block::Output& o = block->outputs[i];
+    const Part& part = kParts[i];
+    data[i] = static_cast<char*>(memory) + offsets[i];
     o.shape[0] = rows;
     o.shape[1] = top_k;
     o.strides[0] = part.ndim == 2 ? top_k : 1;
@@ -142,18 +144,15 @@ PyObject* new_outputs(int64_t rows, int top_k, MixOutput* out) {
                  block,
                  &Block::release,
                  0,
-                 {data[made], {dlpack::kCpu, 0}, part.ndim, part.dtype, o.shape, o.strides, 0}};
+                 {data[i], {dlpack::kCpu, 0}, part.ndim, part.dtype, o.shape, o.strides, 0}};
     void* object = nullptr;
-    if (api->import_tensor(&o.managed, &object) != 0) break;
-    PyTuple_SET_ITEM(tuple, made, static_cast<PyObject*>(object));
-  }
-  if (made < kPartCount) {
-    for (int i = made; i < kPartCount; ++i) {  // never handed over
-      block->outputs[i].managed.manager_ctx = block;
-      Block::release(&block->outputs[i].managed);
+    if (api->import_tensor(&o.managed, &object) != 0) {
+      // Whether torch took this one before it failed cannot be known: the block
+      // stays allocated, which is better than memory freed twice.
+      Py_DECREF(tuple);
+      return nullptr;
     }
-    Py_XDECREF(tuple);
-    return nullptr;
+    PyTuple_SET_ITEM(tuple, i, static_cast<PyObject*>(object));
   }
   point_to(out, data);
   return tuple;

@@ -294,10 +294,14 @@ def test_mix_topk_refuses_tensors_without_memory() -> None:
 
 
 def test_mix_topk_results_outlive_each_other() -> None:
+    """The extension makes a call's six tensors of one block of memory."""
     kept = [mix_topk(**arguments())[i] for i in range(6) for _ in range(50)]
+    poisoned = arguments(anchor_logits=torch.full((2, 4), math.nan))
+    others = [mix_topk(**poisoned) for _ in range(500)]  # they would take memory freed too soon
     want = mix_topk(**arguments(), backend="reference")
     for i, tensor in enumerate(kept):
         torch.testing.assert_close(tensor, want[i // 50])
+    assert all(other.flags.tolist() == [Flags.NON_FINITE] * 2 for other in others)
 
 
 def test_mix_topk_checks_a_table_again_after_it_was_written_to() -> None:

@@ -155,7 +155,7 @@ def _with_torch(module: ModuleType, origin: str) -> Extension:
     """Return the extension once it knows how to read torch's tensors."""
     try:
         module.use_tensor_type(torch.Tensor)
-    except (AttributeError, RuntimeError) as error:
+    except (AttributeError, RuntimeError, ValueError) as error:
         reason = f"it cannot read the tensors of torch {torch.__version__} ({error})"
         return Extension(None, "", f"{reason}; pip install 'torch>=2.10'")
     return Extension(module, origin)

@@ -30,7 +30,7 @@ def mix_topk_cpu(
     """See `alignbeam.ops.mix_topk`; uses ``torch.get_num_threads()`` threads.
 
     The extension takes nothing that `check_mix_topk` would not, so that checker is called only to
-    say what is wrong: in Python, cold, it takes as long as the kernel.
+    say what is wrong: in Python, cold, it costs a good part of what the kernel does.
     """
     out = _cpu_kernel()(
         anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support,
@@ -38,6 +38,7 @@ def mix_topk_cpu(
     )  # fmt: skip
     if out is None:
         _refuse(anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support)
+    # Once per table. The kernel needs no such check: it flags a row whose table lies, unread.
     check_table(table, target_logits.shape[1])
     return MixResult(*out)
 
