@@ -13,7 +13,7 @@ from alignbeam.version import __version__
 if TYPE_CHECKING:
     from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, Settings, load_settings
     from alignbeam.controller import AlignBeam
-    from alignbeam.models import Role
+    from alignbeam.models.role import Role
     from alignbeam.ops import mix_topk
     from alignbeam.result import Candidate, Result, StepTrace, Timings, Verdict
     from alignbeam.vocab.bridge import Bridge
@@ -25,7 +25,7 @@ _HOMES = {
     "Candidate": "alignbeam.result",
     "JudgeConfig": "alignbeam.config",
     "Result": "alignbeam.result",
-    "Role": "alignbeam.models",
+    "Role": "alignbeam.models.role",
     "RoleConfig": "alignbeam.config",
     "Settings": "alignbeam.config",
     "StepTrace": "alignbeam.result",

@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, overload
 
-from alignbeam.beams import Request
-from alignbeam.clock import Clock
 from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, Settings
+from alignbeam.decoding.anchor import Steering
+from alignbeam.decoding.batch import Phases
+from alignbeam.decoding.beam import Request
+from alignbeam.decoding.clock import Clock
 from alignbeam.embedded import EMBEDDED_KEY, embedded_model, embedded_rubric
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
-from alignbeam.models import Role
-from alignbeam.phases import Phases
-from alignbeam.render import Prompt, as_messages
+from alignbeam.judge.selection import select
+from alignbeam.models.render import Prompt, as_messages
+from alignbeam.models.role import Role
 from alignbeam.result import Candidate, Result, Timings
-from alignbeam.selection import select
-from alignbeam.steering import Steering
 from alignbeam.vocab.bridge import Bridge
 
 #: Requests decoded together; each holds up to ``beams`` rows of KV cache in both models.

@@ -32,4 +32,4 @@ def embedded_model(role: str) -> str:
 
 def embedded_rubric() -> Rubric:
     """Return the rubric that the embedded judge was trained on."""
-    return Rubric.from_file(_DEMO / "rubric.json")
+    return Rubric.from_file(_DEMO / "judge" / "rubric.json")

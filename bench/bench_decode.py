@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.embedded import embedded_model
 from alignbeam.judge import FailClosed, RubricJudge
-from alignbeam.models import Role, load_tokenizer
+from alignbeam.models.loading import load_tokenizer
+from alignbeam.models.role import Role
 from alignbeam.result import Timings
 
 PROMPT = (

@@ -35,8 +35,8 @@ def questions(suite: Suite, data: Path | None = None) -> list[Sample]:
 
 def through_eval(suite: Suite, data: Path | None = None) -> list[str]:
     """Answers in ``generations.jsonl`` of a run."""
-    from alignbeam.eval.run import generate, prepare
-    from alignbeam.eval.run_files import RunFiles
+    from alignbeam.eval.run.files import RunFiles
+    from alignbeam.eval.run.run import generate, prepare
 
     with tempfile.TemporaryDirectory() as folder:
         failed = generate(prepare(suite, data=data), Path(folder))

@@ -43,7 +43,7 @@ def steps() -> list[Step]:
             120,
             {},
         ),
-        Step("tests", [*pytest, "tests/test_ops_gpu.py", "tests/test_ops_triton.py"], 120, {}),
+        Step("tests", [*pytest, "tests/ops/test_gpu.py", "tests/ops/test_triton.py"], 120, {}),
     ]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if Path(sanitizer).is_file():
@@ -56,7 +56,7 @@ def steps() -> list[Step]:
             command = [
                 *(sanitizer, "--tool", tool, "--error-exitcode", "9"),
                 *("--kernel-name", "kernel_substring=mix_topk"),
-                *(*pytest, "tests/test_ops_gpu.py", "-k", chosen),
+                *(*pytest, "tests/ops/test_gpu.py", "-k", chosen),
             ]
             found.append(Step(tool, command, 60, environment))
     else:

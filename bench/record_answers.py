@@ -1,4 +1,4 @@
-"""What the embedded trio answers, on every road, as hashes: to be compared before and after a change.
+"""What the embedded trio answers, on every road, as hashes: before and after a change.
 
 Two hundred requests (harmful, harmless, word problems) go through ``generate_batch`` under ten
 kinds of settings, through a served process (``full`` and ``chunked``, streamed), and through every

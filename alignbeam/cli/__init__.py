@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignbeam.cli.console import use_forgiving_encoding
-from alignbeam.cli.failures import run_guarded
+from alignbeam.cli.exit import run_guarded
 
 
 def main() -> int:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import make_console, shown
-from alignbeam.cli.failures import report
-from alignbeam.cli.loading import load_beam
+from alignbeam.cli.console import load_beam, make_console, shown
+from alignbeam.cli.exit import report
 from alignbeam.errors import AlignBeamError, ConfigError
-from alignbeam.text_display import printable
+from alignbeam.terminal.text import printable
 
 if TYPE_CHECKING:
     from alignbeam import AlignBeam
@@ -153,7 +152,7 @@ def _explain(result: Result | None) -> None:
     if result is None:
         print("nothing was answered yet", file=sys.stderr)
         return
-    from alignbeam.explain import explain
+    from alignbeam.terminal.explain import explain
 
     make_console(sys.stderr).print(explain(result))
 

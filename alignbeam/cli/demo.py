@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import make_console
-from alignbeam.cli.loading import load_beam
+from alignbeam.cli.console import load_beam, make_console
 from alignbeam.cli.records import dump
 from alignbeam.errors import PromptError
 

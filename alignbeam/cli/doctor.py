@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import make_console
-from alignbeam.cli.failures import EXIT_FAILED
-from alignbeam.cli.loading import quiet_loader
+from alignbeam.cli.console import make_console, quiet_loader
+from alignbeam.cli.exit import EXIT_FAILED
 from alignbeam.cli.records import dump
-from alignbeam.text_display import printable
+from alignbeam.terminal.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -130,7 +129,7 @@ def _sides(report: Report) -> RenderableType:
 
 
 def _coverage(report: Report) -> RenderableType:
-    from alignbeam.text_display import percent
+    from alignbeam.terminal.text import percent
 
     numbers = ("ids", "share of ids", "share of sample text", "share of probability")
     table = _table("Anchor tokens by what becomes of them", "kind", *numbers, right=numbers)
@@ -198,7 +197,7 @@ def _size(count: int | None) -> str:
 
 
 def _canaries(report: Report) -> RenderableType:
-    from alignbeam.text_display import percent
+    from alignbeam.terminal.text import percent
 
     table = _table("Judge, tried on cases whose verdict is known", "case", "harm", "on labels")
     for row in report.canaries:

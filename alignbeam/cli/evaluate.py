@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import make_console
-from alignbeam.cli.loading import quiet_loader
+from alignbeam.cli.console import make_console, quiet_loader
 from alignbeam.cli.records import dump
 from alignbeam.cli.watch import RunWatch, clock_time
 from alignbeam.errors import ConfigError
 
 if TYPE_CHECKING:
-    from alignbeam.eval.run import Prepared
+    from alignbeam.eval.run.run import Prepared
     from alignbeam.eval.suite import Suite
 
 EVAL_EPILOG = """Examples:
@@ -177,9 +176,9 @@ def _run(
 ) -> int:
     """Run one suite with one pair of models; the number of samples that failed."""
     from alignbeam.cli.tables import run_table
-    from alignbeam.eval.run import generate, prepare, price, score
-    from alignbeam.eval.run_files import RunFiles
-    from alignbeam.eval.summary import digest
+    from alignbeam.eval.run.files import RunFiles
+    from alignbeam.eval.run.run import generate, prepare, price, score
+    from alignbeam.eval.run.summary import digest
 
     console = make_console(sys.stderr)
     kind = "eval" if sweep is None else "sweep"

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import make_console, shown
-from alignbeam.cli.failures import describe, exit_code_of
-from alignbeam.cli.loading import load_beam
+from alignbeam.cli.console import load_beam, make_console, shown
+from alignbeam.cli.exit import describe, exit_code_of
+from alignbeam.cli.prompts import Request, read_requests
 from alignbeam.cli.records import dump, error_record, result_record
-from alignbeam.cli.requests import Request, read_requests
 
 if TYPE_CHECKING:
     from alignbeam import AlignBeam
@@ -137,7 +136,7 @@ def _outcomes(
 
 
 def _explain(result: Result) -> None:
-    from alignbeam.explain import explain
+    from alignbeam.terminal.explain import explain
 
     sys.stdout.flush()
     make_console(sys.stderr).print(explain(result))

@@ -11,7 +11,7 @@ import typer
 from alignbeam.errors import ConfigError
 
 if TYPE_CHECKING:
-    from alignbeam.eval.records import Generation
+    from alignbeam.eval.run.records import Generation
 
 app = typer.Typer(
     help="HarmBench's JSON files: completions out, test cases and labels in.",
@@ -76,7 +76,7 @@ def export(
 @app.command("import-cases", epilog=_CASES_EPILOG)
 def import_cases(cases: _JsonFile, out: _Out) -> None:
     """Turn HarmBench's test cases into a data set for a suite."""
-    from alignbeam.eval.records import dump_line
+    from alignbeam.eval.run.records import dump_line
     from alignbeam.harness.harmbench import read_cases, requests_of
 
     if out.suffix != ".jsonl":
@@ -110,7 +110,7 @@ def import_labels(
 
 def _answers(run: Path, method: str, dataset: str | None) -> list[Generation]:
     """Return the answers of a run that is there and complete."""
-    from alignbeam.eval.run_files import RunFiles
+    from alignbeam.eval.run.files import RunFiles
     from alignbeam.harness.harmbench import pick
 
     files = RunFiles(run)

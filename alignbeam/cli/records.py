@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from alignbeam.cli.requests import Request
+from alignbeam.cli.prompts import Request
 from alignbeam.result import Result
 
 

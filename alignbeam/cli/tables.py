@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from alignbeam.eval.summary import Figure
+    from alignbeam.eval.run.summary import Figure
 
 #: Column heads: label of the sets, measure, scorer (None: the only one of its kind).
 _COLUMNS = (
@@ -23,8 +23,8 @@ _COLUMNS = (
 
 def run_table(folder: Path) -> RenderableType:
     """Return one row per method: rates with 95 % Wilson intervals, and the time a sample."""
-    from alignbeam.eval.run_files import RunFiles
-    from alignbeam.eval.summary import figures, latencies, pick
+    from alignbeam.eval.run.files import RunFiles
+    from alignbeam.eval.run.summary import figures, latencies, pick
 
     files = RunFiles(folder)
     manifest = files.manifest()
@@ -68,8 +68,8 @@ def published_table(runs: dict[str, Path], published: list[dict[str, Any]]) -> R
     ----------
     runs : mapping of pair to folder
     """
-    from alignbeam.eval.run_files import RunFiles
-    from alignbeam.eval.summary import figures
+    from alignbeam.eval.run.files import RunFiles
+    from alignbeam.eval.run.summary import figures
 
     measured = {name: figures(RunFiles(folder)) for name, folder in runs.items()}
     table = Table(title="Published and measured", title_justify="left", title_style="bold")

@@ -13,7 +13,7 @@ from alignbeam.cli.console import make_console
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from alignbeam.eval.records import Generation
+    from alignbeam.eval.run.records import Generation
 
 #: Seconds between two lines where the output is no terminal.
 _EVERY_S: Final = 15.0
@@ -65,7 +65,7 @@ class RunWatch:
             self._bar.stop()
 
     def begin(self, what: str, total: int, done: int) -> None:
-        """See ``alignbeam.eval.run.Watcher``."""
+        """See ``alignbeam.eval.run.run.Watcher``."""
         self._what, self._total, self._done, self._fresh = what, total, done, 0
         self._counts = dict.fromkeys(self._counts, 0)
         self._start = self._said = time.monotonic()
@@ -78,8 +78,8 @@ class RunWatch:
             self._console.print(f"{what}: {total} in all{already}")
 
     def advance(self, generations: Sequence[Generation]) -> None:
-        """See ``alignbeam.eval.run.Watcher``."""
-        from alignbeam.eval.summary import counts
+        """See ``alignbeam.eval.run.run.Watcher``."""
+        from alignbeam.eval.run.summary import counts
 
         self._done += len(generations)
         self._fresh += len(generations)

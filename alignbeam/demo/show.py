@@ -9,8 +9,8 @@ from rich.text import Text
 from alignbeam.demo.prompts import PromptSet
 from alignbeam.demo.run import Pair, Tally
 from alignbeam.eval.refusal import classify_reply, is_refusal
-from alignbeam.explain import judge_table
-from alignbeam.text_display import printable
+from alignbeam.terminal.explain import judge_table
+from alignbeam.terminal.text import printable
 
 
 def pair_view(title: str, pair: Pair) -> RenderableType:

@@ -11,8 +11,9 @@ from alignbeam.config import RoleConfig
 from alignbeam.doctor.report import SideReport
 from alignbeam.embedded import embedded_model
 from alignbeam.errors import ModelLoadError
-from alignbeam.models import Role, load_tokenizer
-from alignbeam.render import Renderer
+from alignbeam.models.loading import load_tokenizer, template_text
+from alignbeam.models.render import Renderer
+from alignbeam.models.role import Role
 from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.token_bytes import token_bytes
 
@@ -119,7 +120,7 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
         tokenizer,
         name,
         system_prompt=settings.system_prompt,
-        chat_template=_template_text(settings.chat_template),
+        chat_template=template_text(settings.chat_template),
         thinking=settings.thinking,
     )
     source = f"the embedded {name}" if settings.model is None else settings.model
@@ -132,15 +133,6 @@ def weights_folder(settings: RoleConfig, name: str) -> Path | None:
     path = embedded_model(name) if settings.model is None else settings.model
     folder = Path(path).expanduser()
     return folder if folder.is_dir() else None
-
-
-def _template_text(template: str | None) -> str | None:
-    if template is None or not template.endswith(".jinja"):
-        return template
-    try:
-        return Path(template).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ModelLoadError(f"cannot read chat template {template}: {error.strerror}") from error
 
 
 def _text_config(path: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from alignbeam.errors import ConfigError
 from alignbeam.eval.download import Progress, download, sha256_of
-from alignbeam.eval.records import Label
+from alignbeam.eval.run.records import Label
 
 _PACKAGED: Final = Path(__file__).parent / "sets"
 

@@ -15,7 +15,7 @@ import transformers
 
 from alignbeam.config import RoleConfig
 from alignbeam.eval.download import sha256_of
-from alignbeam.models import Role
+from alignbeam.models.role import Role
 from alignbeam.version import __version__
 
 #: What decides a local model's answers, beside the settings.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignbeam.errors import ConfigError
-from alignbeam.eval.records import SCORES, Score
-from alignbeam.eval.run_files import Journal, RunFiles, RunLock
+from alignbeam.eval.run.files import Journal, RunFiles, RunLock
+from alignbeam.eval.run.records import SCORES, Score
 
 
 def add_scores(folder: Path, name: str, scores: Sequence[Score], note: str) -> None:

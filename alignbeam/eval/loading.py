@@ -13,7 +13,7 @@ from alignbeam.eval.methods import METHODS, Models, build_method
 from alignbeam.eval.scorers import AnswerMatch, JudgeScorer, Scorer, StrictRefusal, StringMatch
 from alignbeam.eval.suite import SELECTING_JUDGE, Suite
 from alignbeam.judge import FailClosed, RubricJudge, load_judge
-from alignbeam.models import Role
+from alignbeam.models.role import Role
 
 
 def load_models(suite: Suite) -> Models:

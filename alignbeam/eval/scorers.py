@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Final, Literal
 
-from alignbeam.eval.records import Generation, Score, ScoreClass
 from alignbeam.eval.refusal import (
     PUBLISHED_REFUSAL_STRINGS,
     classify_reply,
     matches_refusal_string,
 )
+from alignbeam.eval.run.records import Generation, Score, ScoreClass
 from alignbeam.judge import Judge
 
 #: Harm above this is ``harmful``; the paper's threshold of selection.

@@ -13,7 +13,7 @@ from typing import Any, Final, cast, get_args
 from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig
 from alignbeam.errors import ConfigError
 from alignbeam.eval.datasets import DATASETS, DataSet, dataset
-from alignbeam.eval.records import Label
+from alignbeam.eval.run.records import Label
 
 _FOLDER: Final = Path(__file__).parent / "suites"
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods import build_method
+from alignbeam.eval.run.summary import BASELINE
 from alignbeam.eval.suite import MethodChoice, Suite
-from alignbeam.eval.summary import BASELINE
 
 #: What is varied by default. ``fallback = "text"`` is the paper's literal text round trip.
 AXES: Final[dict[str, tuple[Any, ...]]] = {

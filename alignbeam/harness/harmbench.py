@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from alignbeam.errors import ConfigError
-from alignbeam.eval.records import Generation, Score
+from alignbeam.eval.run.records import Generation, Score
 
 #: Parts a behaviour's id from the number of its test case, where it has several.
 _PART: Final = "/"

@@ -34,7 +34,7 @@ class Judge(Protocol):
 
 
 class JudgeRole(Protocol):
-    """The part of ``alignbeam.models.Role`` that judges use."""
+    """The part of ``alignbeam.models.role.Role`` that judges use."""
 
     name: str
     tokenizer: Any

@@ -21,12 +21,12 @@ from alignbeam.server.bodies import Record, parse_as
 from alignbeam.server.gate import Gate
 from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import Keys
+from alignbeam.server.openai_replies import Kind, Shape
+from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
 from alignbeam.server.problems import Problem
 from alignbeam.server.replies import EventStream, Exchange, whole
-from alignbeam.server.schema import ChatRequest, CompletionRequest
 from alignbeam.server.service import Plan, Service
 from alignbeam.server.settings import ServerConfig
-from alignbeam.server.shapes import Kind, Shape
 from alignbeam.version import __version__
 
 #: Seconds in which a client must have sent its body.

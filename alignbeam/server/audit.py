@@ -20,7 +20,7 @@ from typing import Any
 
 from alignbeam.errors import ConfigError
 from alignbeam.result import Result
-from alignbeam.server.failures import AuditUnavailable
+from alignbeam.server.problems import AuditUnavailable
 from alignbeam.server.reasons import safe_reason
 
 _log = logging.getLogger(__name__)

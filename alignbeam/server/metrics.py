@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from alignbeam.result import Result, Verdict
-from alignbeam.server.jobs import Answer
+from alignbeam.server.job import Answer
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _MICROSECONDS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000)

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from alignbeam.server.gate import OPEN_PATHS
-from alignbeam.server.schema import ChatRequest, CompletionRequest
+from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
 
 _ABOUT = "OpenAI-compatible; every answer was judged before it leaves."
 _PROBLEM = {

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from alignbeam.server.openai_replies import explanation
 from alignbeam.server.service import Service
-from alignbeam.server.shapes import explanation
 
 _PAGE = Path(__file__).with_name("playground.html")
 _POLICY = (

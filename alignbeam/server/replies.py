@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from alignbeam.errors import AlignBeamError, Cancelled
-from alignbeam.server.jobs import Answer, Ticket
+from alignbeam.server.job import Answer, Ticket
+from alignbeam.server.openai_replies import DONE, KEEP_ALIVE, Shape, error_frame
 from alignbeam.server.problems import Problem
 from alignbeam.server.service import Event, Plan, Service
-from alignbeam.server.shapes import DONE, KEEP_ALIVE, Shape, error_frame
 
 #: Seconds that a client may take for one frame before it counts as gone.
 SEND_TIMEOUT_S = 60.0

@@ -15,11 +15,11 @@ from alignbeam.controller import AlignBeam
 from alignbeam.errors import ConfigError
 from alignbeam.judge import Judge
 from alignbeam.server.app import Server
+from alignbeam.server.connections import limited
 from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import ENVIRONMENT, Keys
 from alignbeam.server.logs import configure_logs
 from alignbeam.server.settings import ServerConfig
-from alignbeam.server.wire import limited
 
 _log = logging.getLogger(__name__)
 

@@ -19,17 +19,17 @@ from typing import Any, Protocol
 
 import torch
 
-from alignbeam.clock import Clock
 from alignbeam.controller import AlignBeam
+from alignbeam.decoding.batch import Batch
+from alignbeam.decoding.clock import Clock
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.judge import FailClosed, Judge
-from alignbeam.phases import Batch
-from alignbeam.render import Prompt
+from alignbeam.judge.selection import select
+from alignbeam.models.render import Prompt
 from alignbeam.result import Candidate, Result, Timings, Verdict
-from alignbeam.selection import select
-from alignbeam.server.failures import DecodingFailed, Draining, OutOfMemory, Overloaded, TooLarge
-from alignbeam.server.jobs import Answer, Job, Release, Ticket
-from alignbeam.server.waiting import WaitingLine
+from alignbeam.server.job import Answer, Job, Release, Ticket
+from alignbeam.server.problems import DecodingFailed, Draining, OutOfMemory, Overloaded, TooLarge
+from alignbeam.server.queue import WaitingLine
 
 _log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.judge import Judge
 from alignbeam.server.audit import AuditLog, candidates_of, text_hash
 from alignbeam.server.canaries import check_canaries
-from alignbeam.server.jobs import Answer, Release, Ticket
+from alignbeam.server.job import Answer, Release, Ticket
 from alignbeam.server.metrics import Metrics
+from alignbeam.server.openai_requests import ChatRequest, CompletionRequest, Extension
 from alignbeam.server.problems import Problem, problem_of
 from alignbeam.server.scheduler import Scheduler
-from alignbeam.server.schema import ChatRequest, CompletionRequest, Extension
 from alignbeam.server.settings import ServerConfig
 
 _log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ class ServerConfig(_Checked):
         One key per line, optionally ``name: key``; ``sha256:<hex>`` in place of a key keeps it
         hashed. ``ALIGNBEAM_API_KEYS`` (comma-separated) adds to them.
     release : {"full", "chunked"}
-        When streamed text leaves; see ``alignbeam.server.jobs.Release``.
+        When streamed text leaves; see ``alignbeam.server.job.Release``.
     chunk_tokens : int
         Length of the pieces of chunked answers.
     frame_tokens : int

@@ -14,10 +14,10 @@ import torch
 
 from alignbeam.errors import BridgeError
 from alignbeam.vocab import bridge_cache, matching
-from alignbeam.vocab.backend import added_tokens, backend_of, describe, tokenizer_fingerprint
 from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.matching import Kind
 from alignbeam.vocab.token_bytes import token_bytes
+from alignbeam.vocab.tokenizer_file import added_tokens, backend_of, describe, tokenizer_fingerprint
 
 __all__ = ["Bridge", "Coverage", "Fallback", "Kind", "KindCoverage", "Method"]
 

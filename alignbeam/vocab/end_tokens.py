@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from alignbeam.vocab.backend import added_tokens, backend_of, describe
+from alignbeam.vocab.tokenizer_file import added_tokens, backend_of, describe
 
 # End-of-turn and end-of-text names of the families in use. Counted only where the tokenizer has
 # the name as an added token of its own, so that no ordinary text is ever taken for an end.

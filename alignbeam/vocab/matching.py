@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alignbeam.vocab.backend import backend_of
 from alignbeam.vocab.plain_text import PlainEncoder
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes
+from alignbeam.vocab.tokenizer_file import backend_of
 
 
 class Kind(IntEnum):

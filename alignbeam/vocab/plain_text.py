@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from alignbeam.errors import TokenizerError
-from alignbeam.vocab.backend import added_tokens, backend_of, component_state, describe
+from alignbeam.vocab.tokenizer_file import added_tokens, backend_of, component_state, describe
 
 # Added tokens of this shape steer a model even where their file forgets to call them special
 # (deepseek-coder's <|EOT|>, phi-3's </s>), so no plain text may turn into one.

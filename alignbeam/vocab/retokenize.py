@@ -7,9 +7,9 @@ from itertools import groupby
 from typing import Any
 
 from alignbeam.errors import TokenizerError
-from alignbeam.vocab.backend import describe
 from alignbeam.vocab.plain_text import PlainEncoder, plain_encode
 from alignbeam.vocab.token_bytes import token_bytes
+from alignbeam.vocab.tokenizer_file import describe
 
 __all__ = [
     "Retokenizer",

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from alignbeam.errors import TokenizerError
-from alignbeam.vocab.backend import added_tokens, backend_of, component_state, describe
 from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.plain_text import PlainEncoder
+from alignbeam.vocab.tokenizer_file import added_tokens, backend_of, component_state, describe
 
 __all__ = ["ROUND_TRIP_SAMPLE", "end_token_ids", "token_bytes"]
 

@@ -104,7 +104,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    rubric = json.loads((DEMO / "rubric.json").read_text(encoding="utf-8"))
+    rubric = json.loads((DEMO / "judge" / "rubric.json").read_text(encoding="utf-8"))
     corpus = Corpus(args.data)
     have = all(
         (args.out / "tokenizers" / role / "tokenizer.json").exists()

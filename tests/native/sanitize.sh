@@ -19,5 +19,5 @@ cd "$root"
 LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0 \
   ALIGNBEAM_EXTENSION=$(ls "$out"/_C*.so) OMP_NUM_THREADS=1 \
-  "$python" -m pytest -q -x -p no:cacheprovider tests/test_ops_backends.py \
-  tests/test_ops_invariance.py tests/test_ops_contract.py
+  "$python" -m pytest -q -x -p no:cacheprovider tests/ops/test_backends.py \
+  tests/ops/test_invariance.py tests/ops/test_contract.py

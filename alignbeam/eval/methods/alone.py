@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from alignbeam.clock import Clock
+from alignbeam.decoding.batch import Phases
+from alignbeam.decoding.clock import Clock
 from alignbeam.eval.methods.decoding import decode, make_request, own_choice
 from alignbeam.eval.methods.protocol import Answers, Method, Models, only, with_system
-from alignbeam.models import Role
-from alignbeam.phases import Phases
-from alignbeam.render import Message
+from alignbeam.models.render import Message
+from alignbeam.models.role import Role
 
 
 def answer_alone(role: Role, models: Models, prompts: Sequence[list[Message]]) -> Answers:

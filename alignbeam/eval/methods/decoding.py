@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-from alignbeam.beams import Beam, Request
-from alignbeam.clock import Clock
 from alignbeam.config import BeamConfig
+from alignbeam.decoding.beam import Beam, Request
+from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.sampling import draw
 from alignbeam.errors import NonFiniteLogits, PromptError
 from alignbeam.eval.methods.protocol import Models
-from alignbeam.eval.records import StepRecord
-from alignbeam.models import Role
-from alignbeam.render import Message
-from alignbeam.sampling import draw
+from alignbeam.eval.run.records import StepRecord
+from alignbeam.models.render import Message
+from alignbeam.models.role import Role
 from alignbeam.vocab.bridge import Bridge
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes, split_utf8
 

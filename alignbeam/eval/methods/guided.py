@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import torch
 
-from alignbeam.beams import Beam
-from alignbeam.clock import Clock
+from alignbeam.decoding.beam import Beam
+from alignbeam.decoding.clock import Clock
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.decoding import (
     Guide,
@@ -27,8 +27,8 @@ from alignbeam.eval.methods.decoding import (
     wishes_of,
 )
 from alignbeam.eval.methods.protocol import Answers, Method, Models, only
-from alignbeam.models import Role
-from alignbeam.render import Message
+from alignbeam.models.render import Message
+from alignbeam.models.role import Role
 
 #: Below this a translated probability is rounding, and its logarithm would be noise.
 _FLOOR = 1e-12

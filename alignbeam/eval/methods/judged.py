@@ -11,7 +11,7 @@ from alignbeam.controller import AlignBeam
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.protocol import Answers, Method, Models, answer_of
 from alignbeam.judge import FailClosed
-from alignbeam.render import Message
+from alignbeam.models.render import Message
 
 #: The length belongs to the run; here only the method's own settings are checked.
 _ANY_LENGTH = 1 << 20

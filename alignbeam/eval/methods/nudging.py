@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 
-from alignbeam.beams import Beam
-from alignbeam.clock import Clock
+from alignbeam.decoding.beam import Beam
+from alignbeam.decoding.clock import Clock
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.decoding import Guide, Taken, decode, wishes_of
 from alignbeam.eval.methods.protocol import Answers, Method, Models, only
-from alignbeam.models import Role
-from alignbeam.render import Message
+from alignbeam.models.render import Message
+from alignbeam.models.role import Role
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes, split_utf8
 
 

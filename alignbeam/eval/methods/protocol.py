@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from alignbeam.config import BeamConfig, _Checked
 from alignbeam.controller import AlignBeam
-from alignbeam.eval.records import CandidateRecord, StepRecord
+from alignbeam.eval.run.records import CandidateRecord, StepRecord
 from alignbeam.judge import Judge
-from alignbeam.models import Role
-from alignbeam.render import Message
+from alignbeam.models.render import Message
+from alignbeam.models.role import Role
 from alignbeam.result import Candidate, Result, StepTrace, Timings
 from alignbeam.vocab.bridge import Bridge
 

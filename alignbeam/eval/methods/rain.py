@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from alignbeam.beams import Beam, Request
-from alignbeam.clock import Clock
+from alignbeam.decoding.beam import Beam, Request
+from alignbeam.decoding.clock import Clock
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.decoding import decode, make_request, own_choice
 from alignbeam.eval.methods.protocol import Answers, Method, Models, only
-from alignbeam.eval.records import StepRecord
+from alignbeam.eval.run.records import StepRecord
 from alignbeam.judge.fill import request_text
 from alignbeam.judge.labels import Labels, find_labels
 from alignbeam.judge.reader import Row, read_labels
-from alignbeam.models import Role
-from alignbeam.render import Message
+from alignbeam.models.render import Message
+from alignbeam.models.role import Role
 
 _HARMLESS = "The reply is harmless."
 _HARMFUL = "The reply is harmful."

@@ -19,9 +19,9 @@ from alignbeam.eval.methods.protocol import (
     candidate_record,
     step_record,
 )
-from alignbeam.render import Message
+from alignbeam.judge.selection import select
+from alignbeam.models.render import Message
 from alignbeam.result import Result
-from alignbeam.selection import select
 
 
 def shares_work(first: Method, second: Method) -> bool:

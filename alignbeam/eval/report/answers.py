@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from alignbeam.eval.records import CandidateRecord, Generation, Score, StepRecord
 from alignbeam.eval.report.snapshot import Snapshot
-from alignbeam.eval.summary import BASELINE
-from alignbeam.text_display import printable
+from alignbeam.eval.run.records import CandidateRecord, Generation, Score, StepRecord
+from alignbeam.eval.run.summary import BASELINE
+from alignbeam.terminal.text import printable
 
 #: Most changed answers of each method and set, tried in turn until the page is small enough.
 _LIMITS: Final = (None, 400, 200, 100, 50, 20, 5)

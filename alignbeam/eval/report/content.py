@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from alignbeam.eval.report.snapshot import Snapshot
-from alignbeam.eval.scorers import HARM_THRESHOLD
-from alignbeam.eval.stats import Rate
-from alignbeam.eval.summary import (
+from alignbeam.eval.run.summary import (
     BASELINE,
     Figure,
     agreements,
@@ -19,6 +17,8 @@ from alignbeam.eval.summary import (
     latencies,
     pick,
 )
+from alignbeam.eval.scorers import HARM_THRESHOLD
+from alignbeam.eval.stats import Rate
 
 #: Harm scores run from 1 to 5; the threshold of 2.5 falls between two bins.
 _BINS: Final = 16

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from alignbeam.eval.report.content import Column, headline, pareto, plane
 from alignbeam.eval.report.snapshot import Snapshot
+from alignbeam.eval.run.summary import figures
 from alignbeam.eval.stats import Rate
-from alignbeam.eval.summary import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from alignbeam.errors import ConfigError
-from alignbeam.eval.records import (
+from alignbeam.eval.run.files import RunFiles
+from alignbeam.eval.run.records import (
     FORMAT_VERSION,
     GENERATIONS,
     MANIFEST,
@@ -21,8 +22,7 @@ from alignbeam.eval.records import (
     Score,
     Time,
 )
-from alignbeam.eval.run_files import RunFiles
-from alignbeam.eval.summary import BASELINE
+from alignbeam.eval.run.summary import BASELINE
 
 _NEEDED: Final = (
     *("name", "description", "kind", "complete", "suite", "methods", "datasets", "scorers"),

@@ -1,4 +1,4 @@
-"""A report's tables as CSV: the very numbers of ``alignbeam.eval.summary``, unrounded."""
+"""A report's tables as CSV: the very numbers of ``alignbeam.eval.run.summary``, unrounded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from alignbeam.eval.report.snapshot import Snapshot
-from alignbeam.eval.summary import agreements, figures, latencies
+from alignbeam.eval.run.summary import agreements, figures, latencies
 
 _FIGURES: Final = (
     *("run", "method", "dataset", "label", "scorer", "measure"),

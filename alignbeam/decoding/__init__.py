@@ -1,0 +1,1 @@
+"""Prime, mix, complete: requests become finished beams."""

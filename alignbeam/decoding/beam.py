@@ -1,0 +1,125 @@
+"""A beam: what one continuation holds while it grows, and how it becomes a candidate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from alignbeam.config import BeamConfig
+from alignbeam.decoding.sampling import beam_generator
+from alignbeam.models.render import Message
+from alignbeam.result import Candidate, FinishReason, StepTrace
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One checked request, rendered for both models.
+
+    Attributes
+    ----------
+    anchor_ids : list of int
+        Empty where nothing is mixed.
+    max_new_tokens : int
+        As configured, or what the target's window leaves.
+    error : Exception or None
+        Set when this request cannot go on; the others of its batch do.
+    """
+
+    messages: list[Message]
+    config: BeamConfig
+    target_ids: list[int]
+    anchor_ids: list[int]
+    max_new_tokens: int
+    beams: list[Beam] = field(default_factory=list)
+    trace: list[StepTrace] = field(default_factory=list)
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """End this request with an error (the first one counts)."""
+        if self.error is None:
+            self.error = error
+
+
+@dataclass(slots=True, eq=False)
+class Beam:
+    """One growing continuation of a request.
+
+    Attributes
+    ----------
+    token_ids : list of int
+        Target tokens, end token included.
+    raw : bytes
+        Bytes of these tokens, the target's opening included.
+    text_bytes : bytes
+        ``raw`` without the opening; cut before the stop string, when one ended the beam.
+    logprob : float
+        Sum over the mixed steps, nats.
+    """
+
+    request: Request
+    index: int
+    opening: bytes
+    generator: torch.Generator
+    token_ids: list[int] = field(default_factory=list)
+    raw: bytes = b""
+    logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    _stop_at: int | None = None
+
+    @classmethod
+    def of(cls, request: Request, index: int, opening: bytes) -> Beam:
+        """Start beam ``index`` of a request."""
+        return cls(request, index, opening, beam_generator(request.config.seed, index))
+
+    @property
+    def live(self) -> bool:
+        """Whether the beam still grows."""
+        return self.finish_reason is None and self.request.error is None
+
+    @property
+    def mixing(self) -> bool:
+        """Whether its next token is to be mixed."""
+        return self.live and len(self.token_ids) < self.request.config.mix_steps
+
+    @property
+    def text_bytes(self) -> bytes:
+        """The answer's bytes so far."""
+        whole = self.raw.removeprefix(self.opening)
+        return whole if self._stop_at is None else whole[: self._stop_at]
+
+    def append(self, token_id: int, data: bytes, *, ends: bool) -> None:
+        """Take one token; finish the beam where the token, a stop string or the length ends it."""
+        self.token_ids.append(token_id)
+        if ends:
+            self.finish_reason = "stop"
+            return
+        before = len(self.text_bytes)
+        self.raw += data
+        if self._find_stop(before):
+            self.finish_reason = "stop_string"
+        elif len(self.token_ids) >= self.request.max_new_tokens:
+            self.finish_reason = "length"
+
+    def _find_stop(self, before: int) -> bool:
+        """Look for the first stop string that the newest token completed."""
+        text = self.text_bytes
+        found = []
+        for stop in self.request.config.stop:
+            needle = stop.encode()
+            place = text.find(needle, max(0, before - len(needle) + 1))
+            if place >= 0:
+                found.append(place)
+        if not found:
+            return False
+        self._stop_at = min(found)
+        return True
+
+    def candidate(self) -> Candidate:
+        """Return the finished beam as a record, not yet judged."""
+        return Candidate(
+            text=self.text_bytes.decode("utf-8", errors="replace"),
+            token_ids=tuple(self.token_ids),
+            logprob=self.logprob,
+            finish_reason=self.finish_reason or "length",
+        )

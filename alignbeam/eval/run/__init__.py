@@ -1,0 +1,1 @@
+"""Runs: planned, answered, scored, and taken up again where they stopped."""

@@ -1,0 +1,236 @@
+"""A run's folder: read whole, written line by line, and sound after a kill at any point."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from alignbeam.errors import ConfigError
+from alignbeam.eval.run.records import (
+    GENERATIONS,
+    MANIFEST,
+    SCORES,
+    TIMES,
+    Generation,
+    RecordError,
+    Score,
+    Time,
+)
+
+try:
+    import fcntl
+except ImportError:  # no advisory locks on this system: two writers are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK: Final = ".lock"
+
+
+class RunFiles:
+    """The files of one run.
+
+    Parameters
+    ----------
+    folder : path
+        Need not exist for writing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest.
+
+        Raises
+        ------
+        RecordError
+            There is none, or it is no JSON object.
+        """
+        path = self.folder / MANIFEST
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecordError(f"{self.folder} holds no run: {error}") from error
+        except ValueError as error:
+            raise RecordError(f"{path} is no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise RecordError(f"{path} must hold a JSON object")
+        return found
+
+    def has_manifest(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.folder / MANIFEST).is_file()
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(manifest, indent=1, allow_nan=False)
+        _replace(self.folder / MANIFEST, text.encode() + b"\n")
+
+    def generations(self) -> list[Generation]:
+        """Return all answers; a torn last line is left out."""
+        return [Generation.from_line(line) for line in _lines(self.folder / GENERATIONS)]
+
+    def scores(self) -> list[Score]:
+        """Return all scores; a torn last line is left out."""
+        return [Score.from_line(line) for line in _lines(self.folder / SCORES)]
+
+    def times(self) -> list[Time]:
+        """Return all measured times; a torn last line is left out."""
+        return [Time.from_line(line) for line in _lines(self.folder / TIMES)]
+
+
+class RunLock:
+    """Keeps a second writer out of a folder; let go by the system when the process dies.
+
+    Raises
+    ------
+    ConfigError
+        Another process writes here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / _LOCK, "w")  # noqa: SIM115  closed by __exit__
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._file.close()
+                raise ConfigError(
+                    f"another process is writing to {folder}; wait for it, or name another folder"
+                ) from error
+
+    def __enter__(self) -> Self:
+        """Hold the lock."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let the lock go."""
+        self._file.close()
+
+
+class Journal:
+    """An append-only file of lines with an identity each.
+
+    A kill can tear only the last line; opening the journal cuts a torn line off. Appended lines
+    are on the disk when ``append`` returns.
+
+    Parameters
+    ----------
+    path : Path
+        Created where it does not exist.
+    identity : sequence of str
+        Keys of a line that together name it; a second line with the same ones is left out.
+
+    Raises
+    ------
+    RecordError
+        A line other than the last one cannot be read.
+    """
+
+    def __init__(self, path: Path, identity: Sequence[str]) -> None:
+        self._path, self._identity = path, tuple(identity)
+        self._found: dict[tuple[str, ...], bytes] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        if path.exists():
+            for line in _lines(path):
+                self._found.setdefault(self._name(line), line)
+                whole += len(line) + 1
+        self._file = open(path, "ab")  # noqa: SIM115  closed by close()
+        if self._file.tell() != whole:
+            self._file.truncate(whole)
+
+    def __contains__(self, name: tuple[str, ...]) -> bool:
+        """Whether there is a line of this identity."""
+        return name in self._found
+
+    def __len__(self) -> int:
+        """Return how many lines there are."""
+        return len(self._found)
+
+    def append(self, lines: Iterable[str]) -> None:
+        """Append lines that are not there yet, all in one write."""
+        fresh = []
+        for text in lines:
+            line = text.encode()
+            name = self._name(line)
+            if name not in self._found:
+                self._found[name] = line
+                fresh.append(line + b"\n")
+        if fresh:
+            self._file.write(b"".join(fresh))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def finish(self, order: Sequence[tuple[str, ...]]) -> None:
+        """Put the file into canonical order, whole or not at all, and close it.
+
+        Parameters
+        ----------
+        order : sequence of identities
+            All that belong to the run, each of which must be there.
+
+        Raises
+        ------
+        RecordError
+            One is missing.
+        """
+        missing = [name for name in order if name not in self._found]
+        if missing:
+            raise RecordError(f"{self._path.name}: {len(missing)} of {len(order)} lines missing")
+        self.close()
+        content = b"".join(self._found[name] + b"\n" for name in dict.fromkeys(order))
+        if self._path.read_bytes() != content:
+            _replace(self._path, content)
+
+    def close(self) -> None:
+        """Close the file; what was appended stays."""
+        self._file.close()
+
+    def _name(self, line: bytes) -> tuple[str, ...]:
+        values = json.loads(line)
+        return tuple(str(values[key]) for key in self._identity)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Whole lines of a file; the last one is left out where a kill tore it."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = content.split(b"\n")
+    torn = lines.pop()  # empty where the file ends with a whole line
+    del torn
+    for number, line in enumerate(lines, 1):
+        try:
+            sound = isinstance(json.loads(line), dict)
+        except ValueError:
+            sound = False
+        if not sound:
+            if number == len(lines):  # a file system may keep the length and lose the content
+                return lines[:-1]
+            raise RecordError(
+                f"{path}: line {number} of {len(lines)} is damaged, and not by a kill, which "
+                "tears the last line only; mend or remove the line"
+            )
+    return lines
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    fresh = path.with_name(path.name + ".new")
+    with open(fresh, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)

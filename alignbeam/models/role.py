@@ -1,0 +1,299 @@
+"""One role: a causal language model with its tokenizer, prompt format and exact bytes."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Final, Self
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from alignbeam.config import RoleConfig
+from alignbeam.errors import ModelLoadError, PromptError, TokenizerError
+from alignbeam.models.loading import load_tokenizer, load_weights, template_text
+from alignbeam.models.probe import NO_LIMIT, holds_cached_rows
+from alignbeam.models.render import Prompt, Renderer
+from alignbeam.models.rows import Rows, pad_left
+from alignbeam.vocab.end_tokens import end_token_ids
+from alignbeam.vocab.retokenize import plain_encode
+from alignbeam.vocab.token_bytes import token_bytes
+
+_log = logging.getLogger(__name__)
+
+#: Where configurations say how many positions a model has; the first that is there counts.
+_WINDOW_KEYS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+#: Rotary scalings whose angles depend on how long the longest row of a forward is.
+_ROPE_BY_LENGTH: Final = ("longrope", "dynamic")
+
+
+class Role:
+    """A model that plays target, anchor or judge.
+
+    Parameters
+    ----------
+    name : str
+        ``"target"``, ``"anchor"`` or ``"judge"``; stands in errors.
+    model : PreTrainedModel
+        Any causal LM of transformers, in evaluation mode.
+    tokenizer : PreTrainedTokenizerFast
+        Its tokenizer, with a declared decoder.
+    system_prompt, chat_template, thinking
+        See ``RoleConfig``.
+
+    Attributes
+    ----------
+    width : int
+        Logit columns of the head; may exceed ``len(tokenizer)``.
+    window : int
+        Positions the model has.
+    cached_up_to : int
+        Tokens up to which rows may share a forward and a cache. Beyond, a rotary scaling by
+        length gives earlier tokens other angles, so every row is run by itself, uncached.
+    end_ids : tuple of int
+        All ids that end an answer; the first is the end-of-turn token.
+    token_bytes : list of (bytes or None)
+        What each id adds to a text; None for control tokens.
+    opening : bytes
+        See ``Renderer.opening``.
+
+    Raises
+    ------
+    TokenizerError
+        The tokenizer does not fit the head, names no end token, or cannot be read exactly.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        *,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        thinking: bool = False,
+    ) -> None:
+        self.name = name
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        text_config = model.config.get_text_config()
+        head = model.get_output_embeddings()
+        self.width: int = int(head.weight.shape[0] if head is not None else text_config.vocab_size)
+        windows = [getattr(text_config, key, None) for key in _WINDOW_KEYS]
+        self.window: int = next((int(w) for w in windows if w), NO_LIMIT)
+        self.cached_up_to = _cached_up_to(text_config)
+        self.token_bytes = token_bytes(tokenizer)
+        # Not len(tokenizer): an id may lie far above the number of tokens.
+        ids = max(len(tokenizer), len(self.token_bytes))
+        if ids > self.width:
+            raise TokenizerError(
+                f"the {name}'s tokenizer has {ids} ids, but its head only {self.width} "
+                "columns; this tokenizer belongs to another model"
+            )
+        self.end_ids = end_token_ids(tokenizer, getattr(model, "generation_config", None))
+        if not self.end_ids:
+            raise TokenizerError(
+                f"the {name} names no end token, so its answers would never end; "
+                "set eos_token_id in its generation_config.json"
+            )
+        beyond = [i for i in self.end_ids if i >= self.width]
+        if beyond:
+            raise TokenizerError(
+                f"the {name}'s end ids {beyond} lie beyond its head ({self.width})"
+            )
+        self._renderer = Renderer(
+            tokenizer,
+            name,
+            system_prompt=system_prompt,
+            chat_template=chat_template,
+            thinking=thinking,
+        )
+        self.opening = self._renderer.opening()
+        accepted = inspect.signature(model.forward).parameters
+        takes_rest = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        self._takes_positions = "position_ids" in accepted
+        self._takes_keep = "logits_to_keep" in accepted
+        self._takes_mask = "attention_mask" in accepted or takes_rest
+
+    @classmethod
+    def from_config(cls, name: str, config: RoleConfig) -> Self:
+        """Load a role; ``config.model`` must be set.
+
+        Raises
+        ------
+        ModelLoadError
+            The model, tokenizer or adapter cannot be loaded; says which and why.
+        TokenizerError
+            See the class.
+        """
+        if config.model is None:
+            raise ModelLoadError(f"no model is named for the {name}; set {name}.model")
+        tokenizer = load_tokenizer(config.model, name=name, revision=config.revision)
+        model = load_weights(name, config)
+        return cls(
+            name,
+            model,
+            tokenizer,
+            system_prompt=config.system_prompt,
+            chat_template=template_text(config.chat_template),
+            thinking=config.thinking,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go and logits come from."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def has_template(self) -> bool:
+        """Whether a chat template is declared (else the plain ``User: ... Assistant:`` is used)."""
+        return self._renderer.has_template
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill masked places with; which one cannot matter."""
+        return self.end_ids[0]
+
+    def render(self, prompt: Prompt) -> list[int]:
+        """Messages to prompt ids, generation prompt included. See ``Renderer.ids``."""
+        return self._renderer.ids(prompt)
+
+    def render_text(self, prompt: Prompt) -> str:
+        """Messages to prompt text, for people to read. See ``Renderer.text``."""
+        return self._renderer.text(prompt)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in mid-context: no control tokens, no leading blank added."""
+        return plain_encode(self.tokenizer, text)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Bytes of one id; empty for control tokens and padded columns."""
+        if token_id >= len(self.token_bytes):
+            return b""
+        return self.token_bytes[token_id] or b""
+
+    def check_room(self, prompt_tokens: int, needed: int) -> None:
+        """Refuse a prompt that leaves less than ``needed`` tokens of the window.
+
+        Raises
+        ------
+        PromptError
+            With both numbers.
+        """
+        if prompt_tokens + needed > self.window:
+            raise PromptError(
+                f"the prompt has {prompt_tokens} tokens for the {self.name}, whose window of "
+                f"{self.window} leaves no room for {needed} more; shorten the conversation"
+            )
+
+    def rows(self, prompts: Sequence[Sequence[int]]) -> Rows:
+        """Prefill prompts into a new batch of rows."""
+        return Rows(self, prompts)
+
+    def next_token_logits(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits after the last token of each sequence; one forward, nothing cached.
+
+        Returns
+        -------
+        torch.Tensor [R, width] float32
+        """
+        if self.rows_alone or max(map(len, sequences)) > self.cached_up_to:
+            return torch.cat([self.forward_alone(ids) for ids in sequences]).float()
+        block, mask = pad_left(sequences, self.pad_id, self.device)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        return self.forward(block, mask, positions, None).float()
+
+    def new_cache(self) -> DynamicCache:
+        """Return an empty KV cache for this model."""
+        return DynamicCache(config=self.model.config)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: DynamicCache | None,
+    ) -> torch.Tensor:
+        """One forward; logits of the last column.
+
+        Parameters
+        ----------
+        ids, positions : torch.Tensor [R, W] int64
+            New tokens and their positions.
+        mask : torch.Tensor [R, columns + W] int64
+            1 where a column, cached or new, holds a token of the row.
+        cache : DynamicCache or None
+            Extended in place.
+
+        Returns
+        -------
+        torch.Tensor [R, width]
+        """
+        keywords: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+        if cache is not None:
+            keywords["past_key_values"] = cache
+        if self._takes_mask:
+            keywords["attention_mask"] = mask
+        if self._takes_positions:
+            keywords["position_ids"] = positions
+        if self._takes_keep:
+            keywords["logits_to_keep"] = 1
+        logits: torch.Tensor = self.model(**keywords).logits
+        return logits[:, -1, :]
+
+    def forward_alone(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits [1, width] after one sequence: no cache, no padding. What the rest must equal."""
+        row = torch.tensor([list(ids)], device=self.device)
+        positions = torch.arange(row.shape[1], device=self.device)[None]
+        return self.forward(row, torch.ones_like(row), positions, None)
+
+    @cached_property
+    def gaps_are_exact(self) -> bool:
+        """Whether this model takes masked columns for absent ones (probed once, by running it)."""
+        # GPT-Neo's local windows count columns, and are longer than the probe.
+        if "local" in getattr(self.model.config, "attention_layers", ()):
+            return False
+        return holds_cached_rows(self, gaps=True)
+
+    @cached_property
+    def rows_alone(self) -> bool:
+        """Whether each row must be run by itself, uncached (probed once, by running it).
+
+        So it is where even left padding and caching change this model's logits.
+        """
+        alone = not holds_cached_rows(self, gaps=False)
+        if alone:
+            _log.warning(
+                "%s: padding or caching changes this model's logits; every row is run by itself, "
+                "uncached. Correct, and slow.",
+                self.name,
+            )
+        return alone
+
+
+def _cached_up_to(text_config: Any) -> int:
+    scaling = getattr(text_config, "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of layer.
+    each = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]
+    limits = [
+        part.get("original_max_position_embeddings") or text_config.max_position_embeddings
+        for part in each
+        if part.get("rope_type") in _ROPE_BY_LENGTH
+    ]
+    return min(map(int, limits), default=NO_LIMIT)

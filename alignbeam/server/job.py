@@ -1,0 +1,164 @@
+"""A job: one request on its way through the scheduler, and the ticket its owner holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+from alignbeam.decoding.beam import Beam, Request
+from alignbeam.result import Candidate, Result, Timings
+from alignbeam.vocab.retokenize import split_utf8
+
+#: When text may leave. ``full``: after the finished candidates were judged. ``chunked``: the judged
+#: beginning first, then each further piece once it was judged with all that precedes it.
+#: ``bare``: no judge is asked; for comparisons that an operator switched on, never for answers.
+Release = Literal["full", "chunked", "bare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a finished job hands over.
+
+    Attributes
+    ----------
+    result : Result
+    released : str
+        What ``on_text`` was already given, a prefix of ``result.text`` unless the end was withheld.
+    queued_ms, total_ms : float
+        From submission to the first step, and to the answer.
+    fail_open : bool
+        No judge could speak, and the operator lets answers pass all the same.
+    """
+
+    result: Result
+    released: str
+    queued_ms: float
+    total_ms: float
+    fail_open: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request, what it may hold, and how far it is.
+
+    Attributes
+    ----------
+    rows, length : int
+        Beams, and the longest row: prompt and answer, tokens.
+    started : float or None
+        When it left the queue (monotonic seconds).
+    judging : bool
+        Some of its text is before the judge.
+    chosen : Beam or None
+        The beam whose beginning was released (``chunked``).
+    next_check : int
+        Tokens at which the next piece of a chunked answer goes before the judge.
+    failed_open : bool
+        Text of it was let pass although the judge could not speak.
+    """
+
+    request: Request
+    client: str
+    release: Release
+    on_text: Callable[[str], object]
+    future: Future[Answer]
+    chunk_tokens: int
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    clock_start: Timings | None = None
+    judge_ms: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    judging: bool = False
+    chosen: Beam | None = None
+    released: str = ""
+    next_check: int = 0
+    failed_open: bool = False
+
+    def __post_init__(self) -> None:
+        self.next_check = self.request.config.mix_steps + self.chunk_tokens
+
+    @property
+    def rows(self) -> int:
+        """Rows of KV cache that the target holds for it."""
+        return self.request.config.beams
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest row at the end, in either model."""
+        prompt = max(len(self.request.target_ids), len(self.request.anchor_ids))
+        return prompt + self.request.max_new_tokens
+
+    @property
+    def cost(self) -> int:
+        """Cells of KV cache it may come to need: tokens times beams."""
+        return self.rows * self.length
+
+    @property
+    def decoded(self) -> bool:
+        """Whether no beam grows any longer."""
+        return bool(self.request.beams) and not any(b.live for b in self.request.beams)
+
+    def due(self) -> bool:
+        """Whether the next piece of a chunked answer is ready for the judge."""
+        if self.release != "chunked":
+            return False
+        beams = [self.chosen] if self.chosen is not None else self.request.beams
+        return bool(beams) and all(len(b.token_ids) >= self.next_check or not b.live for b in beams)
+
+    def candidates(self, *, whole: bool) -> list[Candidate]:
+        """Return the beams in question as candidates; not ``whole``: what could leave by now."""
+        beams = [self.chosen] if self.chosen is not None else self.request.beams
+        if whole:
+            return [b.candidate() for b in beams]
+        return [_so_far(b) for b in beams]
+
+    def keep_only(self, beam: Beam) -> None:
+        """Let the other beams go: the beginning of ``beam`` is released."""
+        for other in self.request.beams:
+            if other is not beam:
+                _end(other)
+        self.chosen = beam
+        self.request.beams = [beam]
+
+    def end(self) -> None:
+        """Let every beam go."""
+        for beam in self.request.beams:
+            _end(beam)
+
+
+def _end(beam: Beam) -> None:
+    if beam.finish_reason is None:
+        beam.finish_reason = "length"
+
+
+def _so_far(beam: Beam) -> Candidate:
+    """Return what can be said of a growing beam: whole characters, and no half of a stop string."""
+    longest_stop = max((len(s.encode()) for s in beam.request.config.stop), default=1)
+    settled = beam.text_bytes
+    if beam.live:
+        settled = settled[: len(settled) - (longest_stop - 1)]
+    text = split_utf8(settled)[0].decode("utf-8", errors="replace")
+    return dataclasses.replace(beam.candidate(), text=text)
+
+
+class Ticket:
+    """What whoever submitted a job holds: its future, and the way to give it up."""
+
+    def __init__(self, job: Job, wake: Callable[[], object]) -> None:
+        self._job, self._wake = job, wake
+        self.future: Future[Answer] = job.future
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Target tokens of the rendered prompt."""
+        return len(self._job.request.target_ids)
+
+    def cancel(self) -> None:
+        """Give the job up, unless it is done; its beams are gone before the next step."""
+        self._job.cancelled.set()
+        self._wake()

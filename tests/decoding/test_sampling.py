@@ -1,0 +1,58 @@
+"""Sampling: the same numbers from the same seed, the filters, the right frequencies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignbeam.decoding.sampling import beam_generator, draw
+
+
+def draws(logits, count=400, temperature=1.0, top_k=0, top_p=1.0, seed=0):
+    generator = beam_generator(seed, 0)
+    return [draw(logits, temperature, top_k, top_p, generator) for _ in range(count)]
+
+
+def test_draw_repeats_with_the_seed_and_differs_between_beams():
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert draws(logits, seed=7) == draws(logits, seed=7)
+    assert draws(logits, seed=7) != draws(logits, seed=8)
+    one, two = beam_generator(7, 0), beam_generator(7, 1)
+    assert [draw(logits, 1.0, 0, 1.0, one) for _ in range(20)] != [
+        draw(logits, 1.0, 0, 1.0, two) for _ in range(20)
+    ]
+
+
+def test_draw_follows_the_softmax_of_the_tempered_logits():
+    logits = torch.tensor([0.0, 1.0, 2.0, float("-inf")])
+    counts = torch.tensor(draws(logits, 4000, temperature=2.0)).bincount(minlength=4) / 4000
+    expected = (logits / 2).softmax(-1)
+    # Four standard errors of a share near 1/2 over 4,000 draws are 0.032.
+    assert (counts - expected).abs().max() < 0.035
+    assert counts[3] == 0
+
+
+def test_draw_keeps_to_top_k_and_prefers_low_ids_among_equals():
+    assert set(draws(torch.tensor([1.0, 3.0, 2.0, 3.0]), top_k=2)) == {1, 3}
+    assert set(draws(torch.zeros(9), top_k=3)) == {0, 1, 2}
+
+
+def test_draw_keeps_the_smallest_nucleus_that_reaches_top_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert set(draws(logits, top_p=0.49)) == {0}
+    assert set(draws(logits, top_p=0.51)) == {0, 1}
+    assert set(draws(logits, top_p=0.9)) == {0, 1, 2}
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 40), st.floats(0.01, 1.0))
+def test_draw_gives_an_id_with_probability_whatever_the_filters(seed, top_k, top_p):
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(seed % 1000))
+    logits[::3] = float("-inf")
+    assert draw(logits, 0.7, top_k, top_p, beam_generator(seed, 1)) % 3 != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_draw_takes_half_precision(dtype):
+    assert draws(torch.tensor([0.0, 60.0], dtype=dtype), 20) == [1] * 20

@@ -1,0 +1,190 @@
+"""Suites and sweeps: read, checked, narrowed, and laid out."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignbeam.errors import ConfigError
+from alignbeam.eval.methods import METHODS, build_method
+from alignbeam.eval.run.plan import make_plan
+from alignbeam.eval.suite import SUITES, load_suite
+from alignbeam.eval.sweep import AXES, parse_axis, sweep_suite
+
+OWN = """
+[[datasets]]
+path = "own.jsonl"
+label = "harmful"
+[[methods]]
+method = "target"
+[[methods]]
+method = "alignbeam"
+label = "mine"
+settings = { alpha = 0.3 }
+"""
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_shipped_suite_is_sound(name):
+    suite = load_suite(name)
+    assert suite.name == name
+    for pair in suite.pairs or (None,):
+        one = suite if pair is None else suite.for_pair(pair)
+        for choice in one.methods:
+            build_method(choice.method, choice.settings)
+    assert {"strict", "strings", "judge"} <= {s.kind for s in suite.scorers}
+
+
+@pytest.mark.parametrize("name", ["standard", "full", "paper"])
+def test_shipped_suite_runs_every_method(name):
+    assert {m.method for m in load_suite(name).methods} == set(METHODS)
+
+
+def test_paper_suite_spells_out_the_papers_settings():
+    suite = load_suite("paper")
+    assert len(suite.pairs) == 5
+    settings = {}
+    for pair in suite.pairs:
+        one = suite.for_pair(pair)
+        assert one.models["anchor"].model == "Qwen/Qwen2.5-3B-Instruct"
+        mine = next(m for m in one.methods if m.method == "alignbeam")
+        settings[pair.name] = build_method("alignbeam", mine.settings).settings
+    assert {s["mix_steps"] for n, s in settings.items() if n != "deepseek-math"} == {6}
+    assert settings["deepseek-math"]["mix_steps"] == 20
+    for s in settings.values():
+        assert (s["alpha"], s["beams"], s["top_b"], s["threshold"]) == (0.5, 3, 50, 2.5)
+    sets = {d.declared.name for d in suite.datasets}
+    assert {row["dataset"] for row in suite.published} <= sets
+    assert all(d.limit is None for d in suite.datasets)
+
+
+def write(tmp_path, text, rows='{"prompt": "x"}\n'):
+    (tmp_path / "own.jsonl").write_text(rows)
+    path = tmp_path / "suite.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_own_suite_reads_its_set_beside_itself(tmp_path):
+    suite = load_suite(write(tmp_path, OWN))
+    plan, described = make_plan(suite, {})
+    assert [a.sample.prompt for a in plan.asked] == ["x"]
+    assert [p.label for p in plan.points] == ["target", "mine"]
+    assert described[0]["count"] == described[0]["of"] == 1
+    assert len(set(plan.all_keys())) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (OWN + "\n[bean]\nalpha = 1\n", "did you mean 'beam'"),
+        (OWN + '\n[beam]\nalhpa = "x"\n', "did you mean 'alpha'"),
+        (OWN.replace("path =", "pth ="), "unknown key 'label'|unknown key 'pth'"),
+        (OWN.replace('"harmful"', '"bad"'), "label must be one of"),
+        (OWN.replace('label = "mine"', 'label = "target"'), "target occurs twice"),
+        (OWN + '[[scorers]]\nkind = "wildguard"\n', "needs a model"),
+        (OWN.replace('label = "harmful"', 'label = "utility"'), "needs scoring"),
+        (OWN + "\nbatch_size = 0\n", "unknown|batch_size"),
+        ("batch_size = 0\n" + OWN, "batch_size must be at least 1"),
+        ("[[methods]]\nmethod = 'target'\n", "at least one data set"),
+        ("not toml", "not valid TOML"),
+        (OWN + "[[pairs]]\nname = '../up'\n", "name of a folder"),
+        (OWN + "[models.traget]\nmodel = 'x'\n", "did you mean 'target'"),
+    ],
+)
+def test_suite_with_a_mistake_is_refused_with_its_reason(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        load_suite(write(tmp_path, text))
+
+
+def test_suite_of_an_unknown_name_is_refused_with_a_hint():
+    with pytest.raises(ConfigError, match="did you mean 'standard'"):
+        load_suite("standart")
+
+
+def test_suite_is_narrowed_by_limit_method_and_set():
+    suite = load_suite("standard").limited(3).only(["alignbeam", "target"], ["gsm8k"])
+    assert [m.label for m in suite.methods] == ["target", "alignbeam"]
+    assert [(d.declared.name, d.limit) for d in suite.datasets] == [("gsm8k", 3)]
+    with pytest.raises(ConfigError, match="no method 'rian'"):
+        load_suite("standard").only(["rian"])
+    with pytest.raises(ConfigError, match="limit"):
+        load_suite("standard").limited(0)
+
+
+def test_key_depends_on_everything_that_decides_the_answer(tmp_path):
+    suite = load_suite(write(tmp_path, OWN))
+
+    def keys(changed=suite, models=None):
+        plan, _ = make_plan(changed, models or {"target": "a"})
+        return plan.all_keys()
+
+    from dataclasses import replace
+
+    base = keys()
+    assert base == keys()
+    assert not set(base) & set(keys(models={"target": "b"}))
+    assert not set(base) & set(keys(replace(suite, seed=1)))
+    assert not set(base) & set(keys(replace(suite, batch_size=3)))
+    assert not set(base) & set(keys(replace(suite, beam={"max_new_tokens": 9})))
+    other = keys(load_suite(write(tmp_path, OWN.replace("0.3", "0.4"))))
+    assert base[0] == other[0]
+    assert base[1] != other[1]
+    assert not set(base) & set(keys(load_suite(write(tmp_path, OWN, '{"prompt": "y"}\n'))))
+
+
+def test_batches_never_mix_sets_and_cover_everything():
+    suite = load_suite("quick").only((), ["word-problems"]).limited(10)
+    plan, _ = make_plan(suite, {})
+    batches = list(plan.batches())
+    assert [a for batch in batches for a in batch] == plan.asked
+    assert {len(b) for b in batches} == {10}
+
+
+def test_sweep_has_every_axis_of_the_paper_and_its_centre_once():
+    swept, described = sweep_suite(load_suite("standard"))
+    labels = [m.label for m in swept.methods]
+    assert len(labels) == len(set(labels))
+    assert labels[:2] == ["target", "alignbeam"]
+    assert [row["axis"] for row in described] == list(AXES)
+    for row in described:
+        methods = {p["method"] for p in row["points"]}
+        assert methods <= set(labels)
+        assert "alignbeam" in methods
+    steps = next(row for row in described if row["axis"] == "mix_steps")
+    assert [p["value"] for p in steps["points"]] == [0, 1, 2, 3, 6, 12, 20]
+
+
+def test_sweep_points_differ_from_the_centre_in_their_axis_only():
+    swept, described = sweep_suite(load_suite("standard"))
+    settings = {m.label: build_method(m.method, m.settings).settings for m in swept.methods[1:]}
+    centre = settings["alignbeam"]
+    for row in described:
+        for point in row["points"]:
+            changed = {k for k, v in settings[point["method"]].items() if v != centre[k]}
+            wanted = "bridge" if point["value"] == "text" else row["axis"]
+            assert changed <= {wanted}
+            assert bool(changed) == (point["method"] != "alignbeam")
+
+
+def test_sweep_over_beams_shares_its_work():
+    swept, _ = sweep_suite(load_suite("quick"), {"beams": (1, 2, 3, 8), "alpha": (0.0, 0.5)})
+    plan, _ = make_plan(swept.only((), ["word-problems"]), {})
+    groups = [[p.label for p in unit.points] for unit in plan.units]
+    beams = [f"alignbeam[beams={k}]" for k in (1, 2, 8)]
+    assert groups == [["target"], ["alignbeam", *beams], ["alignbeam[alpha=0.0]"]]
+
+
+def test_sweep_refuses_unknown_axes_and_values():
+    with pytest.raises(ConfigError, match="unknown axis 'aplha'"):
+        sweep_suite(load_suite("quick"), {"aplha": (1,)})
+    with pytest.raises(ConfigError, match="alpha must be in"):
+        sweep_suite(load_suite("quick"), {"alpha": (2.0,)})
+
+
+def test_parse_axis_reads_numbers_and_words():
+    assert parse_axis("alpha=0,0.5, 1") == ("alpha", (0, 0.5, 1))
+    assert parse_axis("mix-steps=1") == ("mix_steps", (1,))
+    assert parse_axis("fallback=drop,text") == ("fallback", ("drop", "text"))
+    for bad in ("alpha", "alpha=", "=1", "alpha=1,,2"):
+        with pytest.raises(ConfigError, match="written like"):
+            parse_axis(bad)

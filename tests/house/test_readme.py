@@ -1,0 +1,78 @@
+"""The README's promises: its Python runs as written, its commands exist, its tables are current."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+README = (REPO / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    # One pass over all blocks, so that a closing fence is never taken for an opening one.
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [body for name, body in blocks if name == language]
+
+
+def test_readme_python_runs_as_written(trio, capsys):
+    (code,) = _blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    question = re.search(r'generate\("(.*?)"\)', code)
+    assert question is not None
+    result = trio.generate(question[1])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{result.text}\n{result.reason}\n")
+    assert printed.count("\n") >= 2 + len(result.candidates)
+
+
+def test_readme_python_has_ten_lines_at_most():
+    (code,) = _blocks("python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_readme_make_commands_are_targets_of_the_makefile():
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert named == ["demo", "test"]
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_readme_commands_and_options_exist():
+    from typer.main import get_command
+
+    from alignbeam.cli.app import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    lines = [line for block in _blocks("") for line in block.splitlines()]
+    calls = [line for line in lines if line.startswith("alignbeam ")]
+    assert len(calls) >= 4
+    for line in calls:
+        command = commands[line.split()[1]]
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", line)) <= options, line
+
+
+def test_readme_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert targets
+    assert [t for t in targets if not (REPO / t).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["trio", "decode"])
+def test_readme_table_has_no_figure_without_rows(name):
+    body = re.search(rf"<!-- results:{name} -->\n(.*?)<!-- end:{name} -->", README, re.DOTALL)
+    assert body is not None
+    rows = REPO / "bench" / "results" / f"{name}.jsonl"
+    assert bool(body[1].strip()) == rows.is_file()
+
+
+def test_readme_tables_are_what_the_script_writes():
+    check = [sys.executable, "bench/render_readme.py", "--check"]
+    done = subprocess.run(check, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,252 @@
+"""What an operator needs: metrics, the audit log, logs, shadow mode, the playground."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import threading
+import time
+
+import pytest
+from serving import chat, judge_of, serving
+from tiny_models import random_pair
+
+from alignbeam import BeamConfig
+from alignbeam.server.audit import AuditLog
+from alignbeam.server.logs import JsonFormatter
+from alignbeam.server.openai_replies import pieces
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return random_pair()
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_count_what_happened(pair):
+    with serving(pair) as running, running.client() as client:
+        for prompt in ("Hello!", "a b c"):
+            assert client.post("/v1/chat/completions", json=chat(prompt)).status_code == 200
+        client.post("/v1/chat/completions", json=chat(n=0))
+        page = client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    series = dict(
+        line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#")
+    )
+    route = 'route="/v1/chat/completions"'
+    assert series[f'alignbeam_requests_total{{{route},status="200"}}'] == "2.0"
+    assert series[f'alignbeam_requests_total{{{route},status="400"}}'] == "1.0"
+    assert series["alignbeam_verdict_score_count"] == "4.0"
+    assert series["alignbeam_time_to_first_token_seconds_count"] == "2.0"
+    assert series["alignbeam_request_seconds_count"] == "2.0"
+    assert float(series["alignbeam_judge_milliseconds_count"]) >= 1
+    assert float(series["alignbeam_mix_step_microseconds_count"]) >= 1
+    assert 2 <= float(series["alignbeam_anchor_share_count"]) <= 8  # two answers, four steps
+    assert float(series["alignbeam_completion_tokens_total"]) > 0
+    assert series["alignbeam_queued_requests"] == series["alignbeam_running_requests"] == "0.0"
+
+
+def test_audit_log_tells_why_without_text_unless_asked(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    with serving(pair, audit_file=str(path)) as running, running.client() as client:
+        said = client.post(
+            "/v1/chat/completions", json=chat(seed=3), headers={"x-request-id": "r1"}
+        ).json()
+    (record,) = lines_of(path)
+    text = said["choices"][0]["message"]["content"]
+    assert record["request_id"] == "r1"
+    assert record["client"] == "key-1"
+    assert record["prompt_sha256"] == hashlib.sha256(b"Hello!").hexdigest()
+    assert record["settings"]["seed"] == 3
+    chosen = record["candidates"][record["chosen"]]
+    assert chosen["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    assert [c["score"] for c in record["candidates"]] == [1.0, 1.0]
+    assert record["reason"].startswith("beam")
+    assert record["bridge"]
+    assert "Hello!" not in path.read_text()
+    assert not any("text" in c for c in record["candidates"])
+
+
+def test_audit_log_holds_text_when_asked(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    with (
+        serving(pair, audit_file=str(path), audit_text=True) as running,
+        running.client() as client,
+    ):
+        said = client.post("/v1/chat/completions", json=chat()).json()
+    (record,) = lines_of(path)
+    assert record["messages"][0]["content"] == "Hello!"
+    assert record["text"] == said["choices"][0]["message"]["content"]
+
+
+def test_audit_log_records_each_piece_before_it_leaves(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    beam = BeamConfig(mix_steps=2, beams=2, max_new_tokens=60)
+    with (
+        serving(pair, beam=beam, audit_file=str(path), audit_text=True, release="chunked",
+                chunk_tokens=4) as running,
+        running.client() as client,
+    ):  # fmt: skip
+        for prompt in "abcdef":
+            client.post("/v1/chat/completions", json=chat(prompt, stream=True))
+    records = lines_of(path)
+    answers = [r for r in records if r["kind"] == "answer"]
+    pieces_of = {}
+    for record in records:
+        if record["kind"] == "piece":
+            pieces_of.setdefault(record["request_id"], []).append(record["text"])
+    assert len(answers) == 6
+    assert pieces_of
+    for answer in answers:
+        assert answer["text"].startswith("".join(pieces_of.get(answer["request_id"], [])))
+
+
+def test_audit_log_rotates_by_size_and_keeps_so_many(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path, max_bytes=300, keep=2)
+    for number in range(40):
+        log.write({"number": number})
+    log.close()
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
+    numbers = [r["number"] for name in reversed(names) for r in lines_of(tmp_path / name)]
+    assert numbers == list(range(numbers[0], 40))
+    assert all((tmp_path / name).stat().st_size <= 300 for name in names)
+
+
+def test_audit_log_cuts_off_a_torn_last_line(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"number": 1}\n{"numb')
+    log = AuditLog(path)
+    log.write({"number": 2})
+    log.close()
+    assert [r["number"] for r in lines_of(path)] == [1, 2]
+
+
+def test_log_lines_are_json_and_cannot_be_forged():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger = logging.Logger("alignbeam.test")
+    logger.addHandler(handler)
+    logger.info('path\n{"level": "error"}\x1b[31m', extra={"request_id": "r\n1"})
+    (line,) = stream.getvalue().splitlines()
+    entry = json.loads(line)
+    assert entry["level"] == "info"
+    assert entry["request_id"] == "r\n1"
+    assert "\x1b" not in line
+
+
+def test_access_log_has_ids_and_no_prompt(pair, caplog):
+    with (
+        caplog.at_level(logging.INFO, "alignbeam.access"),
+        serving(pair) as running,
+        running.client() as client,
+    ):
+        client.post(
+            "/v1/chat/completions",
+            json=chat("a very private prompt"),
+            headers={"x-request-id": "id-1"},
+        )
+        formatted = [JsonFormatter().format(record) for record in caplog.records]
+    entries = [json.loads(line) for line in formatted]
+    entry = next(e for e in entries if e.get("request_id") == "id-1")
+    assert (entry["path"], entry["status"]) == ("/v1/chat/completions", 200)
+    assert not any("private" in line for line in formatted)
+
+
+def test_shadow_mode_answers_with_the_target_and_counts_the_verdict(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    judge = judge_of(lambda request, text: 5.0 if request == "bad" else 1.0)
+    with serving(pair, judge, shadow=True, audit_file=str(path)) as running:
+        trio = running.server.service.beam
+        with running.client() as client:
+            for prompt in ("bad", "good"):
+                said = client.post("/v1/chat/completions", json=chat(prompt, max_tokens=8))
+                assert said.headers["x-alignbeam-shadow"] == "true"
+                text = said.json()["choices"][0]["message"]["content"]
+                ticket = running.server.service.scheduler.submit(
+                    prompt,
+                    {"mix_steps": 0, "beams": 1, "max_new_tokens": 8},
+                    release="bare",
+                )
+                assert text == ticket.future.result(60).result.text
+            deadline = time.monotonic() + 60
+            while path.read_text().count("\n") < 4:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            page = client.get("/metrics").text
+            assert 'alignbeam_shadow_total{verdict="would_answer"} 1.0' in page
+            assert 'alignbeam_shadow_total{verdict="would_block"} 1.0' in page
+            assert client.get("/health").json()["status"] == "degraded"
+    assert trio.config.beams == 2
+    kinds = [(r["kind"], r["finish_reason"] == "content_filter") for r in lines_of(path)]
+    assert sorted(kinds) == [
+        ("shadow", False),
+        ("shadow", True),
+        ("target alone", False),
+        ("target alone", False),
+    ]
+
+
+def test_playground_is_off_unless_asked_for(pair):
+    with serving(pair) as running, running.client() as client:
+        assert client.get("/").status_code == 404
+        assert client.post("/playground", json={}).status_code == 404
+
+
+def test_playground_compares_both_answers(pair):
+    with serving(pair, playground=True) as running, running.client() as client:
+        page = client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        asked = {"prompt": "Hello!", "alpha": 0.4, "mix_steps": 3, "beams": 3, "max_tokens": 12}
+        said = client.post("/playground", json=asked).json()
+        chosen = client.post(
+            "/v1/chat/completions",
+            json=chat(max_tokens=12, alignbeam={"alpha": 0.4, "mix_steps": 3, "beams": 3}),
+        ).json()
+        assert said["text"] == chosen["choices"][0]["message"]["content"]
+        assert len(said["alignbeam"]["candidates"]) == 3
+        assert 1 <= len(said["alignbeam"]["steps"]) <= 3
+        assert isinstance(said["target"], str)
+        bad = client.post("/playground", json={**asked, "alpha": 3})
+        assert (bad.status_code, bad.json()["error"]["param"]) == (400, "alpha")
+
+
+def test_pieces_of_a_text_make_the_text():
+    text = "  one two\n\nthree   four five  "
+    for words in (1, 2, 8):
+        assert "".join(pieces(text, words)) == text
+    assert len(list(pieces(text, 2))) == 3
+    assert list(pieces("", 2)) == []
+
+
+def test_queue_full_is_503_at_once_in_openai_shape(pair):
+    hold = threading.Event()
+
+    def wait(request, text):
+        hold.wait(600)
+        return 1.0
+
+    # One job of eight beams fills the batch, the next one the line.
+    beam = BeamConfig(mix_steps=2, beams=2, max_new_tokens=32)
+    with serving(pair, judge_of(wait), beam, max_batch_cells=480, max_queued=1,
+                 chunk_tokens=2, retry_after_s=7, judge_timeout_s=600) as running:  # fmt: skip
+        scheduler = running.server.service.scheduler
+        tickets = [scheduler.submit("Hello!", {"beams": 8}, release="chunked")]
+        while scheduler.queued:
+            time.sleep(0.01)
+        tickets.append(scheduler.submit("Hello!", {"beams": 8}))
+        with running.client() as client:
+            said = client.post("/v1/chat/completions", json=chat())
+        assert (said.status_code, said.json()["error"]["code"]) == (503, "overloaded")
+        assert said.headers["retry-after"] == "7"
+        hold.set()
+        for ticket in tickets:
+            ticket.future.result(600)

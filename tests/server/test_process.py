@@ -1,0 +1,210 @@
+"""``alignbeam serve`` as a process: signals, crashes, and the judge's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+from serving import KEY, chat
+
+from alignbeam.config import JudgeConfig
+from alignbeam.errors import ModelLoadError
+from alignbeam.server.judge_process import JudgeDied, JudgeProcess
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are tested on POSIX")
+REPO = Path(__file__).resolve().parents[2]
+START_S, WAIT_S = 900, 300
+
+
+class Process:
+    """A running ``alignbeam serve`` with a key."""
+
+    def __init__(self, *options: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        environ = {**os.environ, "ALIGNBEAM_API_KEYS": KEY, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "alignbeam", "serve", "--port", str(self.port), *options],
+            cwd=REPO, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        os.set_blocking(self.process.stderr.fileno(), False)
+        self.client = httpx2.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"authorization": f"Bearer {KEY}"},
+            timeout=WAIT_S,
+        )
+        deadline = time.monotonic() + START_S
+        while True:
+            assert self.process.poll() is None, self.process.stderr.read()
+            assert time.monotonic() < deadline, "the server did not start"
+            with contextlib.suppress(httpx2.TransportError):
+                if self.client.get("/ready").status_code == 200:
+                    return
+            time.sleep(0.1)
+
+    def ask(self, prompt="What is 2 plus 3?", **fields):
+        body = chat(prompt, **{"max_tokens": 24, **fields})
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def end(self, sig=signal.SIGTERM, timeout_s=WAIT_S):
+        self.process.send_signal(sig)
+        return self.process.wait(timeout_s)
+
+
+@pytest.fixture
+def start():
+    made = []
+
+    def make(*options):
+        made.append(Process(*options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.client.close()
+        one.process.kill()
+        one.process.wait()
+        one.process.stderr.close()
+
+
+def test_serve_ends_at_once_on_sigterm_when_idle(start):
+    server = start()
+    assert server.ask().status_code == 200
+    begin = time.monotonic()
+    assert server.end() == 0
+    assert time.monotonic() - begin < 2
+
+
+def in_flight(server):
+    """How many requests wait or decode or are before the judge."""
+    page = server.client.get("/metrics").text
+    names = ("alignbeam_queued_requests", "alignbeam_running_requests")
+    return sum(float(line.split()[1]) for line in page.splitlines() if line.startswith(names))
+
+
+def test_serve_answers_what_is_in_flight_after_sigterm(start):
+    server = start()
+    prompts = [f"What is {n} plus 3?" for n in range(20)]
+    alone = [server.ask(prompt).json()["choices"][0]["message"]["content"] for prompt in prompts]
+    with ThreadPoolExecutor(20) as pool:
+        flying = [pool.submit(server.ask, prompt) for prompt in prompts]
+        while in_flight(server) < len(prompts):
+            assert not any(f.done() for f in flying), "answered before all were in flight"
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        answers = [future.result(WAIT_S) for future in flying]
+    assert server.process.wait(WAIT_S) == 0
+    assert time.monotonic() - begin < 30
+    assert [a.status_code for a in answers] == [200] * len(prompts)
+    assert [a.json()["choices"][0]["message"]["content"] for a in answers] == alone
+
+
+def test_serve_ends_at_once_on_a_second_signal(start):
+    server = start()
+    with ThreadPoolExecutor(4) as pool:
+        flying = [pool.submit(server.ask, max_tokens=100, n=4) for _ in range(4)]
+        while "alignbeam_running_requests 0.0" in server.client.get("/metrics").text:
+            time.sleep(0.005)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        code = server.end()
+        for future in flying:
+            future.exception(WAIT_S)
+    assert code in (0, 128 + signal.SIGTERM)
+
+
+def test_audit_log_is_whole_after_kill_9_under_load(start, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    server = start("--audit-file", str(path))
+    with ThreadPoolExecutor(8) as pool:
+        flying = [pool.submit(server.ask, f"What is {n} plus 1?") for n in range(40)]
+        while not path.read_text().count("\n") >= 5:
+            time.sleep(0.005)
+        server.process.kill()
+        server.process.wait()
+        answered = [f.result() for f in flying if f.exception(WAIT_S) is None]
+    before = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(before) >= max(5, len(answered))
+    again = start("--audit-file", str(path))
+    assert again.ask().status_code == 200
+    after = [json.loads(line) for line in path.read_text().splitlines()]
+    assert after[:-1] == before
+    recorded = {c["sha256"] for record in before for c in record["candidates"]}
+    import hashlib
+
+    for answer in answered:
+        text = answer.json()["choices"][0]["message"]["content"]
+        refused = answer.json()["choices"][0]["finish_reason"] == "content_filter"
+        assert refused or hashlib.sha256(text.encode()).hexdigest() in recorded
+
+
+def test_killed_judge_process_withholds_and_comes_back(start):
+    server = start("--judge-process")
+    assert server.ask().status_code == 200
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    if not children.exists():
+        pytest.skip("the kernel does not list child processes")
+    for pid in children.read_text().split():
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"spawn_main" in command:
+            os.kill(int(pid), signal.SIGKILL)
+    said = server.ask()
+    assert (said.status_code, said.json()["error"]["code"]) == (503, "judge_unavailable")
+    assert server.client.get("/health").status_code in (200, 503)  # it may be back already
+    deadline = time.monotonic() + START_S
+    while server.ask().status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert server.client.get("/health").status_code == 200
+
+
+def test_judge_process_judges_as_the_judge_itself(trio):
+    judge = JudgeProcess(JudgeConfig(), timeout_s=WAIT_S, threads=1)
+    try:
+        conversations = [[{"role": "user", "content": "What is 2 plus 3?"}]] * 2
+        texts = ["2 plus 3 is 5.", "I'm sorry, but I can't help with that."]
+        here = trio.judge.score(conversations, texts)
+        there = judge.score(conversations, texts)
+        assert [v.score for v in there] == pytest.approx([v.score for v in here], abs=1e-4)
+        assert judge.alive
+        os.kill(judge.pid, signal.SIGKILL)
+        with pytest.raises(JudgeDied):
+            judge.score(conversations, texts)
+    finally:
+        judge.close()
+
+
+def test_judge_process_that_cannot_load_says_why():
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        JudgeProcess(JudgeConfig(model="./no-such-folder"), timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--host", "0.0.0.0"), "refusing to listen on 0.0.0.0 without an API key"),
+        (("--api-keys-file", "no-such-file"), "cannot read the API keys"),
+        (("--release", "soon"), "release must be one of full, chunked"),
+    ],
+)
+def test_serve_refuses_bad_settings_in_one_line(options, words):
+    environ = {k: v for k, v in os.environ.items() if k != "ALIGNBEAM_API_KEYS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "alignbeam", "serve", *options],
+        cwd=REPO, env=environ, capture_output=True, text=True, timeout=START_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not re.search("Traceback", done.stderr)

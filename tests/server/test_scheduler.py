@@ -1,0 +1,379 @@
+"""The scheduler: joining, leaving, giving up, failing, and always the answers of one alone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from tiny_models import byte_level_tokenizer, length_scorer, random_pair, random_role
+
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.decoding.clock import Clock
+from alignbeam.errors import Cancelled, ConfigError, JudgeUnavailable, PromptError
+from alignbeam.judge import CallableJudge
+from alignbeam.models.rows import Rows
+from alignbeam.server.problems import (
+    DecodingFailed,
+    Draining,
+    OutOfMemory,
+    Overloaded,
+    TooLarge,
+)
+from alignbeam.server.scheduler import Scheduler
+
+PROMPTS = [f"{word} {'and so on ' * (n % 4)}" for n, word in enumerate("abcdefghijkl")]
+WAIT_S = 120
+
+
+def judged(scorer=None):
+    scorer = scorer or (lambda messages, text: length_scorer(messages[-1]["content"], text))
+    return CallableJudge(scorer, "test")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return random_pair()
+
+
+@pytest.fixture(scope="module")
+def beam(pair):
+    config = BeamConfig(mix_steps=4, beams=3, max_new_tokens=24)
+    return AlignBeam(*pair, judged(), config)
+
+
+@pytest.fixture
+def running(beam):
+    """Make schedulers that end with the test."""
+    made = []
+
+    def make(beam=beam, **settings):
+        scheduler = Scheduler(beam, **settings)
+        made.append(scheduler)
+        return scheduler
+
+    yield make
+    for scheduler in made:
+        scheduler.stop()
+
+
+def texts(tickets):
+    return [ticket.future.result(WAIT_S).result.text for ticket in tickets]
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gpt2", "mistral", "gemma3_text", "bloom", "falcon", "mpt", "mamba"]
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_join_equals_rows_that_were_prefilled_together(architecture, order):
+    role = random_role("target", architecture)
+    prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [3, 4]][::order]
+    grown = Rows(role, prompts[:2])
+    grown.extend([[21], [22]])
+    grown.extend([[23, 24], []], [1, 0])
+    grown.select([1, 0, 1])
+    late = Rows(role, prompts[2:])
+    grown.join(late)
+    for _ in range(3):
+        grown.extend([[30 + i] for i in range(4)])
+    together = [role.forward_alone(ids) for ids in grown.ids]
+    assert len(grown.ids) == 4
+    torch.testing.assert_close(grown.logits, torch.cat(together), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_join_forgets_columns_that_nobody_holds():
+    role = random_role("target", "llama")
+    rows = Rows(role, [list(range(3, 60)), [5, 6]])
+    rows.select([1])
+    rows.join(Rows(role, [[7, 8, 9]]))
+    assert rows._mask.shape[1] == 3
+    rows.extend([[4], [4]])
+    torch.testing.assert_close(
+        rows.logits,
+        torch.cat([role.forward_alone(ids) for ids in rows.ids]),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_batch_resume_goes_on_where_a_batch_was_left(beam):
+    whole = [beam.prepare(p) for p in PROMPTS[:3]]
+    beam.phases.run(whole, Clock([]))
+    for steps in (0, 2, 9):
+        parted = [beam.prepare(p) for p in PROMPTS[:3]]
+        batch = beam.phases.start(parted, Clock([]))
+        for _ in range(steps):
+            batch.step()
+        batch = beam.phases.resume([r for r in parted if any(b.live for b in r.beams)], Clock([]))
+        while batch.live():
+            batch.step()
+        for one, other in zip(whole, parted, strict=True):
+            assert [b.token_ids for b in one.beams] == [b.token_ids for b in other.beams]
+
+
+def test_scheduler_answers_what_each_request_gets_alone(beam, running):
+    overrides = [
+        {"beams": 1 + n % 4, "mix_steps": n % 6, "alpha": 0.1 * (n % 7), "max_new_tokens": 8 + n}
+        for n in range(len(PROMPTS))
+    ]
+    alone = [beam.generate(p, **o) for p, o in zip(PROMPTS, overrides, strict=True)]
+    scheduler = running(max_batch_cells=1500)
+    tickets = [scheduler.submit(p, o) for p, o in zip(PROMPTS, overrides, strict=True)]
+    for ticket, want in zip(tickets, alone, strict=True):
+        got = ticket.future.result(WAIT_S).result
+        assert (got.text, got.finish_reason, got.chosen) == (
+            want.text,
+            want.finish_reason,
+            want.chosen,
+        )
+        assert [c.token_ids for c in got.candidates] == [c.token_ids for c in want.candidates]
+
+
+def test_scheduler_lets_requests_join_a_batch_that_runs(beam, running):
+    alone = [beam.generate(p).text for p in PROMPTS]
+    stepped, rows = threading.Event(), []
+
+    class Watch:
+        def on_step(self, count, mix_us):
+            rows.append(count)
+            stepped.set()
+
+        def on_judged(self, judge_ms, verdicts):
+            assert judge_ms > 0
+
+        def on_recovery(self, reason):
+            raise AssertionError(reason)
+
+    scheduler = running(watcher=Watch())
+    tickets = []
+    for prompt in PROMPTS:
+        stepped.clear()
+        tickets.append(scheduler.submit(prompt, {}))
+        assert stepped.wait(WAIT_S)
+    assert texts(tickets) == alone
+    assert max(rows) > 3
+
+
+def test_scheduler_frees_the_beams_of_a_request_that_is_given_up(beam, running):
+    entered, go_on = threading.Event(), threading.Event()
+    rows = []
+
+    class Watch:
+        def on_step(self, count, mix_us):
+            rows.append(count)
+            entered.set()
+            assert go_on.wait(WAIT_S)
+
+        def on_judged(self, judge_ms, verdicts): ...
+
+        def on_recovery(self, reason): ...
+
+    scheduler = running(watcher=Watch())
+    endless = {"max_new_tokens": 400, "beams": 4}
+    given_up = scheduler.submit(PROMPTS[0], endless)
+    assert entered.wait(WAIT_S)
+    given_up.cancel()
+    before = len(rows)
+    go_on.set()
+    with pytest.raises(Cancelled):
+        given_up.future.result(WAIT_S)
+    assert len(rows) == before  # no further step was taken for it
+    assert scheduler.running == 0
+    assert texts([scheduler.submit(PROMPTS[1], {})]) == [beam.generate(PROMPTS[1]).text]
+
+
+def test_scheduler_gives_the_others_their_answers_when_some_are_cancelled(beam, running):
+    alone = [beam.generate(p, max_new_tokens=20).text for p in PROMPTS]
+    scheduler = running()
+    tickets = [scheduler.submit(p, {"max_new_tokens": 20}) for p in PROMPTS]
+    for ticket in tickets[::3]:
+        ticket.cancel()
+    kept = [i for i in range(len(tickets)) if i % 3]
+    assert texts([tickets[i] for i in kept]) == [alone[i] for i in kept]
+
+
+def test_scheduler_refuses_at_once_when_the_line_is_full(running, stuck):
+    hold, judge = stuck
+    scheduler = running(max_batch_cells=200, max_queued=2, judge=judge)
+    held = scheduler.submit("a", {"max_new_tokens": 20})
+    waiting = []
+
+    def ask_on():
+        while len(waiting) < 50:
+            waiting.append(scheduler.submit("a", {"max_new_tokens": 20, "beams": 3}))
+
+    with pytest.raises(Overloaded):
+        ask_on()
+    hold.set()
+    assert len(texts([held, *waiting])) == 1 + len(waiting)
+
+
+@pytest.fixture
+def stuck():
+    """A judge that waits until it is told to speak."""
+    hold = threading.Event()
+
+    def wait(messages, text):
+        hold.wait(WAIT_S)
+        return 1.0
+
+    yield hold, judged(wait)
+    hold.set()
+
+
+def test_scheduler_refuses_a_request_that_could_never_run(running):
+    scheduler = running(max_batch_cells=100)
+    with pytest.raises(TooLarge, match="exceed the 100"):
+        scheduler.submit("a", {"beams": 8, "max_new_tokens": 50})
+
+
+def test_scheduler_refuses_bad_requests_before_they_wait(running):
+    scheduler = running()
+    with pytest.raises(PromptError):
+        scheduler.submit("  ", {})
+    with pytest.raises(ConfigError):
+        scheduler.submit("a", {"alpha": 2})
+    assert scheduler.queued == 0
+
+
+def test_scheduler_lets_clients_take_turns(beam, running):
+    done = []
+    scheduler = running(max_batch_cells=220)
+    many = [scheduler.submit("a", {}, client="many") for _ in range(8)]
+    one = scheduler.submit("b", {}, client="one")
+    for name, ticket in [*(("many", t) for t in many), ("one", one)]:
+        ticket.future.add_done_callback(lambda _, name=name: done.append(name))
+    texts([*many, one])
+    assert done.index("one") <= 4
+
+
+def test_scheduler_fails_a_request_alone_whose_decoding_breaks(beam, running):
+    """The anchor breaks whenever it sees the poisoned prompt: only that request fails."""
+    alone = [beam.generate(p).text for p in PROMPTS[:4]]
+    poison = beam.anchor.render("poison")
+    forward = beam.anchor.forward
+
+    def breaking(ids, mask, positions, cache):
+        if any(row[-len(poison) :] == poison for row in ids.tolist()):
+            raise RuntimeError("a kernel broke")
+        return forward(ids, mask, positions, cache)
+
+    scheduler = running()
+    beam.anchor.forward = breaking
+    try:
+        good = [scheduler.submit(p, {}) for p in PROMPTS[:2]]
+        bad = scheduler.submit("poison", {})
+        good += [scheduler.submit(p, {}) for p in PROMPTS[2:4]]
+        with pytest.raises(DecodingFailed):
+            bad.future.result(WAIT_S)
+        assert texts(good) == alone
+    finally:
+        del beam.anchor.forward
+
+
+def test_scheduler_halves_the_batch_when_memory_runs_out(beam, running):
+    alone = [beam.generate(p).text for p in PROMPTS]
+    forward = beam.target.forward
+
+    def scarce(ids, mask, positions, cache):
+        if ids.shape[0] > 7:
+            raise torch.OutOfMemoryError("no memory for so many rows")
+        return forward(ids, mask, positions, cache)
+
+    scheduler = running()
+    beam.target.forward = scarce
+    try:
+        assert texts([scheduler.submit(p, {}) for p in PROMPTS]) == alone
+        with pytest.raises(OutOfMemory):
+            scheduler.submit("a", {"beams": 8}).future.result(WAIT_S)
+        assert texts([scheduler.submit(PROMPTS[0], {})]) == alone[:1]
+    finally:
+        del beam.target.forward
+
+
+def test_scheduler_releases_nothing_when_the_judge_fails_on_all(pair, running):
+    def broken(messages, text):
+        raise RuntimeError("judge is down")
+
+    beam = AlignBeam(*pair, judged(broken), BeamConfig(max_new_tokens=16))
+    for release in ("full", "chunked"):
+        pieces = []
+        scheduler = running(beam, chunk_tokens=2)
+        ticket = scheduler.submit("a", {}, release=release, on_text=pieces.append)
+        with pytest.raises(JudgeUnavailable):
+            ticket.future.result(WAIT_S)
+        assert pieces == []
+
+
+def test_scheduler_fail_open_answers_and_says_so(pair, running):
+    def broken(messages, text):
+        raise RuntimeError("judge is down")
+
+    beam = AlignBeam(*pair, judged(broken), BeamConfig(max_new_tokens=16))
+    answer = running(beam, fail_open=True).submit("a", {}).future.result(WAIT_S)
+    assert answer.fail_open
+    assert answer.result.text == max(answer.result.candidates, key=lambda c: c.logprob).text
+    assert answer.result.reason.startswith("fail-open")
+
+
+def test_scheduler_chunked_releases_judged_pieces_that_make_the_answer(pair, running):
+    seen = []
+
+    def lenient(messages, text):
+        seen.append(text)
+        return 1.0
+
+    beam = AlignBeam(*pair, judged(lenient), BeamConfig(max_new_tokens=60, mix_steps=4))
+    pieces = []
+    scheduler = running(beam, chunk_tokens=6)
+    ticket = scheduler.submit(
+        "abc", {"beams": 3, "stop": ("zzzz",)}, release="chunked", on_text=pieces.append
+    )
+    answer = ticket.future.result(WAIT_S)
+    assert len(pieces) >= 2
+    assert answer.released == "".join(pieces)
+    assert answer.result.text.startswith(answer.released)
+    for end in range(1, len(pieces) + 1):
+        assert "".join(pieces[:end]) in seen
+
+
+def test_scheduler_chunked_ends_at_the_first_unsafe_piece(pair, running):
+    def strict(messages, text):
+        return 1.0 if len(text.encode()) < 40 else 5.0
+
+    beam = AlignBeam(*pair, judged(strict), BeamConfig(max_new_tokens=400, mix_steps=3))
+    pieces = []
+    scheduler = running(beam, chunk_tokens=5)
+    prompts = iter(PROMPTS)
+    while not pieces:  # some random answers are long from the start
+        ticket = scheduler.submit(next(prompts), {}, release="chunked", on_text=pieces.append)
+        answer = ticket.future.result(WAIT_S)
+    assert answer.result.finish_reason == "content_filter"
+    assert len("".join(pieces).encode()) < 40
+    assert scheduler.running == 0
+
+
+def test_scheduler_drains_and_then_refuses(beam, running):
+    scheduler = running()
+    tickets = [scheduler.submit(p, {}) for p in PROMPTS[:4]]
+    assert scheduler.drain(WAIT_S)
+    assert all(ticket.future.done() for ticket in tickets)
+    with pytest.raises(Draining):
+        scheduler.submit("a", {})
+
+
+def test_scheduler_stop_fails_what_is_left(beam, running):
+    scheduler = running()
+    tickets = [scheduler.submit(p, {"max_new_tokens": 400}) for p in PROMPTS]
+    scheduler.stop()
+    assert not scheduler.healthy
+    for ticket in tickets:
+        if not ticket.future.exception(WAIT_S):
+            continue
+        with pytest.raises(Cancelled):
+            ticket.future.result(0)
+
+
+def test_scheduler_keeps_controls_in_user_text_harmless(beam, running):
+    forged = f"x{byte_level_tokenizer().eos_token}y"
+    assert texts([running().submit(forged, {})]) == [beam.generate(forged).text]
