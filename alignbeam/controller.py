@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
 
 from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, Settings
-from alignbeam.decoding.anchor import Steering
-from alignbeam.decoding.batch import Phases
+from alignbeam.decoding.anchor import AnchorSteering
 from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.engine import decode
 from alignbeam.embedded import EMBEDDED_KEY, embedded_model, embedded_rubric
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
-from alignbeam.judge.selection import select
-from alignbeam.models.render import Prompt, as_messages
+from alignbeam.judge.selection import Selection, select
+from alignbeam.models.render import Prompt
 from alignbeam.models.role import Role
 from alignbeam.result import Candidate, Result, Timings
 from alignbeam.vocab.bridge import Bridge
 
 #: Requests decoded together; each holds up to ``beams`` rows of KV cache in both models.
 DEFAULT_BATCH_SIZE = 16
+
+#: Fields of ``BeamConfig`` for all requests, or one mapping for each.
+Overrides = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
 class AlignBeam:
@@ -67,7 +70,7 @@ class AlignBeam:
             anchor_opening=anchor.opening,
             target_opening=target.opening,
         )
-        self._phases = Phases(target, Steering(anchor, self.bridge, target.device))
+        self.steering = AnchorSteering(anchor, self.bridge, target.device)
 
     @classmethod
     def from_pretrained(
@@ -118,78 +121,80 @@ class AlignBeam:
         """
         return self.generate_batch([prompt], overrides)[0]
 
-    @overload
     def generate_batch(
         self,
         prompts: Sequence[Prompt],
-        overrides: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = ...,
+        overrides: Overrides = None,
         *,
-        return_exceptions: Literal[False] = ...,
-        batch_size: int = ...,
-        progress: Callable[[int], object] | None = ...,
-        should_cancel: Callable[[], bool] | None = ...,
-    ) -> list[Result]: ...
-
-    @overload
-    def generate_batch(
-        self,
-        prompts: Sequence[Prompt],
-        overrides: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = ...,
-        *,
-        return_exceptions: Literal[True],
-        batch_size: int = ...,
-        progress: Callable[[int], object] | None = ...,
-        should_cancel: Callable[[], bool] | None = ...,
-    ) -> list[Result | AlignBeamError]: ...
-
-    def generate_batch(
-        self,
-        prompts: Sequence[Prompt],
-        overrides: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        *,
-        return_exceptions: bool = False,
         batch_size: int = DEFAULT_BATCH_SIZE,
-        progress: Callable[[int], object] | None = None,
         should_cancel: Callable[[], bool] | None = None,
-    ) -> list[Result] | list[Result | AlignBeamError]:
-        """Answer many requests, ``batch_size`` at a time; each gets what it would get alone.
+    ) -> list[Result]:
+        """Answer many requests; the first error of any is raised. See ``outcomes``."""
+        found = self.outcomes(
+            prompts, overrides, batch_size=batch_size, should_cancel=should_cancel
+        )
+        return [_or_raise(outcome) for outcome in found]
+
+    def outcomes(
+        self,
+        prompts: Sequence[Prompt],
+        overrides: Overrides = None,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> Iterator[Result | AlignBeamError]:
+        """Yield the answer or the error of each request, in order, as their batches are done.
 
         Parameters
         ----------
         prompts : sequence of prompts
         overrides : mapping, sequence of mappings, or None
             Fields of ``BeamConfig`` for all requests, or one mapping for each.
-        return_exceptions : bool
-            Put a request's error in its place of the list, instead of raising the first one.
-        progress : callable or None
-            Called with the number of requests just answered.
+        batch_size : int
+            Requests that decode together; each gets what it would get alone.
         should_cancel : callable or None
             Asked between steps; True ends the run.
 
         Raises
         ------
+        ConfigError
+            A batch size below 1, or overrides that do not pair up with the prompts.
         Cancelled
-            ``should_cancel`` said so. Other errors: see ``generate``.
+            ``should_cancel`` said so.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        each = self._overrides(len(prompts), overrides)
-        results: list[Result | AlignBeamError] = []
-        for start in range(0, len(prompts), batch_size):
-            stop = min(start + batch_size, len(prompts))
-            answers = self._answer(prompts[start:stop], each[start:stop], should_cancel)
-            failed = next((a for a in answers if isinstance(a, AlignBeamError)), None)
-            if failed is not None and not return_exceptions:
-                raise failed
-            results.extend(answers)
-            if progress is not None:
-                progress(stop - start)
-        return results
+        if overrides is None or isinstance(overrides, Mapping):
+            overrides = [overrides or {}] * len(prompts)
+        if len(overrides) != len(prompts):
+            raise ConfigError(
+                f"{len(overrides)} overrides for {len(prompts)} prompts; give one for each"
+            )
+        return self._outcomes(list(zip(prompts, overrides, strict=True)), batch_size, should_cancel)
 
-    @property
-    def phases(self) -> Phases:
-        """The decoding of this trio, for schedulers that step it themselves."""
-        return self._phases
+    def _outcomes(
+        self,
+        pairs: Sequence[tuple[Prompt, Mapping[str, Any]]],
+        batch_size: int,
+        should_cancel: Callable[[], bool] | None,
+    ) -> Iterator[Result | AlignBeamError]:
+        for start in range(0, len(pairs), batch_size):
+            clock = Clock([self.target.device, self.anchor.device])
+            prepared: list[Request | AlignBeamError] = []
+            for prompt, changes in pairs[start : start + batch_size]:
+                try:
+                    prepared.append(self.prepare(prompt, **changes))
+                except AlignBeamError as error:
+                    prepared.append(error)
+            requests = [r for r in prepared if isinstance(r, Request)]
+            decode(self.target, self.steering, requests, clock, should_cancel)
+            judged = self._judge([r for r in requests if r.error is None], clock)
+            timings = clock.timings()
+            for one in prepared:
+                if isinstance(one, Request):
+                    yield self._outcome(one, judged.get(one, ()), timings)
+                else:
+                    yield one
 
     def prepare(self, prompt: Prompt, **overrides: Any) -> Request:
         """Check and render one request without decoding it.
@@ -199,22 +204,7 @@ class AlignBeam:
         PromptError, ConfigError
             What is wrong with the request.
         """
-        return _request(self.target, self.anchor, prompt, self.config.replace(**overrides))
-
-    def conclude(
-        self, request: Request, candidates: Sequence[Candidate], timings: Timings
-    ) -> Result:
-        """Choose among the judged candidates of a decoded request.
-
-        Raises
-        ------
-        JudgeUnavailable, UnsafeAnswer, NonFiniteLogits, Cancelled
-            See ``generate``; also whatever error the request ended with.
-        """
-        outcome = _result(request, list(candidates), timings)
-        if isinstance(outcome, AlignBeamError):
-            raise outcome
-        return outcome
+        return Request.of(self.target, self.anchor, prompt, self.config.replace(**overrides))
 
     def alone(
         self,
@@ -222,10 +212,9 @@ class AlignBeam:
         prompts: Sequence[Prompt],
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
-        progress: Callable[[int], object] | None = None,
         **overrides: Any,
-    ) -> list[Candidate]:
-        """Generate with one model alone: no mixing, no judge. For comparisons; judged by no one.
+    ) -> Iterator[Candidate]:
+        """Yield what one model alone says: no mixing, no judge. For comparisons only.
 
         Parameters
         ----------
@@ -237,87 +226,55 @@ class AlignBeam:
             raise ConfigError(f"role must be target or anchor, got {role!r}")
         model = self.target if role == "target" else self.anchor
         config = self.config.replace(**{**overrides, "mix_steps": 0, "beams": 1})
-        phases = Phases(model, None)
-        candidates = []
-        for start in range(0, len(prompts), batch_size):
-            requests = [
-                _request(model, None, prompt, config)
-                for prompt in prompts[start : start + batch_size]
-            ]
-            phases.run(requests, Clock([model.device]))
-            for request in requests:
-                if request.error is not None:
-                    raise request.error
-                candidates.append(request.beams[0].candidate())
-            if progress is not None:
-                progress(len(requests))
-        return candidates
 
-    def _overrides(
-        self, count: int, overrides: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
-    ) -> list[Mapping[str, Any]]:
-        if overrides is None or isinstance(overrides, Mapping):
-            return [overrides or {}] * count
-        if len(overrides) != count:
-            raise ConfigError(f"{len(overrides)} overrides for {count} prompts; give one for each")
-        return list(overrides)
+        def candidates() -> Iterator[Candidate]:
+            for start in range(0, len(prompts), batch_size):
+                chunk = prompts[start : start + batch_size]
+                requests = [Request.of(model, None, prompt, config) for prompt in chunk]
+                decode(model, None, requests, Clock([model.device]))
+                for request in requests:
+                    if request.error is not None:
+                        raise request.error
+                    yield request.beams[0].candidate()
 
-    def _answer(
-        self,
-        prompts: Sequence[Prompt],
-        overrides: Sequence[Mapping[str, Any]],
-        should_cancel: Callable[[], bool] | None,
-    ) -> list[Result | AlignBeamError]:
-        """Run one batch; the answer or the error of each request."""
-        devices = [self.target.device, self.anchor.device]
-        clock = Clock(devices)
-        prepared: list[Request | AlignBeamError] = []
-        for prompt, changes in zip(prompts, overrides, strict=True):
-            try:
-                config = self.config.replace(**changes)
-                prepared.append(_request(self.target, self.anchor, prompt, config))
-            except AlignBeamError as error:
-                prepared.append(error)
-        requests = [r for r in prepared if isinstance(r, Request)]
-        if requests:
-            self._phases.run(requests, clock, should_cancel)
-        judged = self._judge([r for r in requests if r.error is None], clock)
-        timings = clock.timings()
-        return [
-            r if isinstance(r, AlignBeamError) else _result(r, judged.get(id(r), []), timings)
-            for r in prepared
-        ]
+        return candidates()
 
-    def _judge(self, requests: Sequence[Request], clock: Clock) -> dict[int, list[Candidate]]:
+    def _judge(self, requests: Sequence[Request], clock: Clock) -> dict[Request, list[Candidate]]:
         """Score the candidates of all requests in one call of the judge."""
-        finished = {id(r): [beam.candidate() for beam in r.beams] for r in requests}
-        flat = [(r, c) for r in requests for c in finished[id(r)]]
+        finished = {r: [beam.candidate() for beam in r.beams] for r in requests}
+        flat = [(r, c) for r in requests for c in finished[r]]
         if not flat:
             return finished
         with clock.part("judge"):
-            verdicts = self.judge.score([r.messages for r, _ in flat], [c.text for _, c in flat])
-        spoken = iter(verdicts)
+            verdicts = iter(
+                self.judge.score([r.messages for r, _ in flat], [c.text for _, c in flat])
+            )
         return {
-            key: [dataclasses.replace(c, verdict=next(spoken)) for c in candidates]
-            for key, candidates in finished.items()
+            request: [dataclasses.replace(c, verdict=next(verdicts)) for c in candidates]
+            for request, candidates in finished.items()
         }
 
-
-def _result(
-    request: Request, candidates: list[Candidate], timings: Timings
-) -> Result | AlignBeamError:
-    if request.error is not None:
+    def _outcome(
+        self, request: Request, candidates: Sequence[Candidate], timings: Timings
+    ) -> Result | AlignBeamError:
         if isinstance(request.error, AlignBeamError):
             return request.error
-        raise request.error
-    config = request.config
-    try:
-        selection = select(candidates, config)
-    except AlignBeamError as error:
-        return error
+        if request.error is not None:
+            raise request.error
+        try:
+            selection = select(candidates, request.config)
+        except AlignBeamError as error:
+            return error
+        return assemble(request, candidates, selection, timings)
+
+
+def assemble(
+    request: Request, candidates: Sequence[Candidate], selection: Selection, timings: Timings
+) -> Result:
+    """Return the result of a decoded request, given what was selected."""
     chosen = None if selection.chosen is None else candidates[selection.chosen]
     return Result(
-        text=config.refusal_text if chosen is None else chosen.text,
+        text=request.config.refusal_text if chosen is None else chosen.text,
         finish_reason="content_filter" if chosen is None else chosen.finish_reason,
         chosen=selection.chosen,
         reason=selection.reason,
@@ -329,21 +286,10 @@ def _result(
     )
 
 
-def _request(target: Role, anchor: Role | None, prompt: Prompt, config: BeamConfig) -> Request:
-    """Render a prompt for both models and check that it fits their windows."""
-    messages = as_messages(prompt)
-    if config.beams > target.width:
-        raise ConfigError(
-            f"beams must be in 1..{target.width} (the vocabulary), got {config.beams}"
-        )
-    target_ids = target.render(messages)
-    target.check_room(len(target_ids), max(1, config.mix_steps))
-    anchor_ids: list[int] = []
-    if anchor is not None and config.mix_steps > 0:
-        anchor_ids = anchor.render(messages)
-        anchor.check_room(len(anchor_ids), config.mix_steps)
-    room = target.window - len(target_ids)
-    return Request(messages, config, target_ids, anchor_ids, min(config.max_new_tokens, room))
+def _or_raise(outcome: Result | AlignBeamError) -> Result:
+    if isinstance(outcome, AlignBeamError):
+        raise outcome
+    return outcome
 
 
 def _load_role(name: str, source: str | RoleConfig | Role | None) -> Role:

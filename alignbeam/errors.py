@@ -33,6 +33,14 @@ class NonFiniteLogits(AlignBeamError, ArithmeticError):
     """A model produced NaN or +inf logits; its answer cannot be trusted, so none is given."""
 
 
+class OutOfMemory(AlignBeamError, RuntimeError):
+    """The device has no memory for this request, even alone."""
+
+
+class DecodingFailed(AlignBeamError, RuntimeError):
+    """A model broke while this request was decoded; no answer is given."""
+
+
 class JudgeUnavailable(AlignBeamError, RuntimeError):
     """The judge failed on every candidate: no candidate's text may leave."""
 

@@ -9,13 +9,6 @@ from typing import Literal
 #: string; and, for the answer only, the fixed refusal in place of text that was not judged safe.
 FinishReason = Literal["stop", "length", "stop_string", "content_filter"]
 
-#: Who chose a token: the mix; or the target alone, because the beam stood inside a character,
-#: because the anchor has no tokens for its bytes, or because nothing of what the anchor wanted
-#: could be translated.
-StepSource = Literal[
-    "mix", "target:unfinished-character", "target:unspellable-bytes", "target:empty-support"
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -34,12 +27,15 @@ class StepTrace:
     ----------
     step, beam : int
         Position in the answer (0 is the priming step) and index of the beam.
-    source : StepSource
-        Who chose.
-    token_id, text : int, str
-        The target token that was taken.
+    source : str
+        Who chose: ``"mix"``; or the target alone, because the beam stood inside a character
+        (``"target:unfinished-character"``), because the anchor has no tokens for its bytes
+        (``"target:unspellable-bytes"``), or because nothing of what the anchor wanted could be
+        translated (``"target:empty-support"``). Other ways to steer have names of their own.
+    token_ids, text : tuple of int, str
+        The target tokens that were taken; one, but where a steer inserts a word.
     logprob : float
-        Log-probability under the distribution that chose it (nats).
+        Their log-probability under the distribution that chose them (nats).
     target_wishes, anchor_wishes : tuple of Wish
         The most probable tokens of each model, best first; ids are each model's own.
         ``anchor_wishes`` is empty where the anchor was not asked.
@@ -52,8 +48,8 @@ class StepTrace:
 
     step: int
     beam: int
-    source: StepSource
-    token_id: int
+    source: str
+    token_ids: tuple[int, ...]
     text: str
     logprob: float
     target_wishes: tuple[Wish, ...]

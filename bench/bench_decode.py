@@ -152,7 +152,8 @@ def measure(
         return call
 
     def plain() -> tuple[int, Timings | None]:
-        return len(beam.alone("target", [PROMPT], max_new_tokens=new_tokens)[0].token_ids), None
+        (alone,) = beam.alone("target", [PROMPT], max_new_tokens=new_tokens)
+        return len(alone.token_ids), None
 
     systems = {"plain": plain, "best_of_k": judged(sampled), "alignbeam": judged(mixed)}
     walls: dict[str, list[float]] = {name: [] for name in systems}

@@ -90,7 +90,7 @@ def batch(prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
             "finish": result.finish_reason,
             "chosen": result.chosen,
             "tokens": [digest(c.token_ids) for c in result.candidates],
-            "steps": digest([s.token_id for s in result.trace]),
+            "steps": digest([i for s in result.trace for i in s.token_ids]),
             "sources": sorted({s.source for s in result.trace}),
             "scores": [round(c.score, 4) for c in result.candidates],
         }

@@ -127,12 +127,11 @@ def _outcomes(
         redirect_stdout=sys.stdout.isatty(),
     ) as progress:
         task = progress.add_task("answering", total=len(requests))
-        for start in range(0, len(requests), batch_size):
-            chunk = requests[start : start + batch_size]
-            prompts = [request.prompt for request in chunk]
-            outcomes = beam.generate_batch(prompts, return_exceptions=True)
-            yield from zip(chunk, outcomes, strict=True)
-            progress.update(task, advance=len(chunk))
+        prompts = [request.prompt for request in requests]
+        outcomes = beam.outcomes(prompts, batch_size=batch_size)
+        for request, outcome in zip(requests, outcomes, strict=True):
+            yield request, outcome
+            progress.update(task, advance=1)
 
 
 def _explain(result: Result) -> None:

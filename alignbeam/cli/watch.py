@@ -65,7 +65,7 @@ class RunWatch:
             self._bar.stop()
 
     def begin(self, what: str, total: int, done: int) -> None:
-        """See ``alignbeam.eval.run.run.Watcher``."""
+        """See ``alignbeam.eval.run.run.RunWatcher``."""
         self._what, self._total, self._done, self._fresh = what, total, done, 0
         self._counts = dict.fromkeys(self._counts, 0)
         self._start = self._said = time.monotonic()
@@ -78,7 +78,7 @@ class RunWatch:
             self._console.print(f"{what}: {total} in all{already}")
 
     def advance(self, generations: Sequence[Generation]) -> None:
-        """See ``alignbeam.eval.run.run.Watcher``."""
+        """See ``alignbeam.eval.run.run.RunWatcher``."""
         from alignbeam.eval.run.summary import counts
 
         self._done += len(generations)

@@ -1,4 +1,4 @@
-"""The anchor's side of a batch: its rows, shown each beam's text, and what it says of it."""
+"""The anchor mixed into the first tokens: AlignBeam's own steer."""
 
 from __future__ import annotations
 
@@ -7,22 +7,36 @@ from collections.abc import Sequence
 import torch
 
 from alignbeam.decoding.beam import Beam, Request
-from alignbeam.decoding.mixing import Mixer
+from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.mixing import Choice, Mixer
+from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.reading import ReadingRows
+from alignbeam.decoding.steer import Steer, Taken, non_finite
 from alignbeam.errors import PromptError
 from alignbeam.models.role import Role
-from alignbeam.result import StepSource
+from alignbeam.result import Wish
 from alignbeam.vocab.bridge import Bridge
-from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes, split_utf8
+from alignbeam.vocab.retokenize import Retokenizer
 
 
-class Steering:
-    """What steers a target: the anchor, its retokeniser, and the op over the bridge."""
+class AnchorSteering:
+    """Steers by an anchor: its retokeniser, and the op over the bridge."""
 
     def __init__(self, anchor: Role, bridge: Bridge, device: torch.device) -> None:
         self.anchor = anchor
         self.retokenizer = Retokenizer(anchor.tokenizer, anchor.token_bytes)
         self.mix = Mixer(bridge, device, after_opening=self._after_opening())
         self.opening_id = self._opening_id()
+
+    def begin(self, requests: Sequence[Request], clock: Clock) -> Steer | None:
+        """See ``Steering.begin``."""
+        mixed = any(r.config.mix_steps > 0 for r in requests)
+        return AnchorSteer(self, requests, clock) if mixed else None
+
+    def resume(self, beams: Sequence[Beam], clock: Clock) -> Steer | None:
+        """See ``Steering.resume``."""
+        mixing = [b for b in beams if b.mixing]
+        return AnchorSteer(self, (), clock, mixing) if mixing else None
 
     def _opening_id(self) -> int | None:
         """Return the anchor's token for exactly its opening, if there is one.
@@ -45,28 +59,55 @@ class Steering:
         return ~torch.tensor(starts)
 
 
-class AnchorRows:
-    """The anchor's KV rows for the beams of one batch that are still mixing.
-
-    The prompt is tokenised once. A beam's text is tokenised anew at each step, as the anchor
-    would read it; the rows are taken back to the longest common prefix and fed the rest.
-    """
+class AnchorSteer:
+    """The anchor's side of one batch: its rows for the beams that are still mixing."""
 
     def __init__(
-        self, steering: Steering, requests: Sequence[Request], beams: Sequence[Beam] = ()
+        self,
+        steering: AnchorSteering,
+        requests: Sequence[Request],
+        clock: Clock,
+        beams: Sequence[Beam] = (),
     ) -> None:
-        """Prefill one row per request; ``beams`` are theirs where they are already open."""
-        self.steering = steering
-        self._requests = requests
-        self._rows = steering.anchor.rows([r.anchor_ids for r in requests])
-        self._beams: list[Beam] = list(beams)
+        self._steering, self._clock, self._requests = steering, clock, requests
+        mixed = [r for r in requests if r.config.mix_steps > 0] or [b.request for b in beams]
+        prompts = {r: r.anchor_ids for r in mixed}
+        self._reads = ReadingRows(steering.anchor, steering.retokenizer, prompts, clock, beams)
 
-    @property
-    def logits(self) -> torch.Tensor:
-        """Logits [rows, Va] of all rows."""
-        return self._rows.logits
+    def open(self, target: NextTokens) -> list[Sequence[Taken] | None]:
+        """See ``Steer.open``."""
+        at = [i for i, r in enumerate(self._requests) if r.config.mix_steps > 0]
+        mixed = [self._requests[i] for i in at]
+        wanted = NextTokens(self._steering.anchor, self._reads.rows.logits)
+        logits = self._opening_logits()
+        # An empty answer would always be judged safe, so no end token may open a beam. The
+        # anchor's end tokens lead nowhere in the opening table.
+        theirs = target.rows(at).without_ends()
+        with self._clock.part("mix"):
+            choices = self._steering.mix(
+                logits,
+                theirs.logits,
+                [r.config for r in mixed],
+                opening=True,
+                top_k=max(r.config.beams for r in mixed),
+            )
+        openings: list[Sequence[Taken] | None] = [None] * len(self._requests)
+        for row, (i, request, choice) in enumerate(zip(at, mixed, choices, strict=True)):
+            openings[i] = ()
+            if choice.non_finite:
+                request.fail(non_finite("target or anchor", 0))
+                continue
+            wishes = _wishes(wanted, row, request)
+            pairs = zip(choice.token_ids, choice.logprobs, strict=True)
+            taken = [
+                _taken(choice, token_id, logprob, request, wishes)
+                for token_id, logprob in pairs
+                if logprob > float("-inf")  # what neither model would say opens no beam
+            ]
+            openings[i] = taken[: request.config.beams]
+        return openings
 
-    def opening_logits(self) -> torch.Tensor:
+    def _opening_logits(self) -> torch.Tensor:
         """Return the logits of the first step.
 
         They are [rows, Va], or [rows, 2 Va] where the anchor has a token for exactly its opening.
@@ -78,81 +119,87 @@ class AnchorRows:
 
         Source: algorithm.md, section 2, The opening.
         """
-        opening = self.steering.opening_id
+        opening, rows = self._steering.opening_id, self._reads.rows
         if opening is None:
-            return self._rows.logits
-        first = self._rows.logits.float().log_softmax(-1)
-        then = self._rows.extend([[opening]] * len(self._rows)).float().log_softmax(-1)
-        weight = first[:, opening, None].clone()
-        first[:, opening] = float("-inf")
-        return torch.cat([first, weight + then], dim=1)
+            return rows.logits
+        with self._clock.part("anchor"):
+            first = rows.logits.float().log_softmax(-1)
+        rows.extend({owner: [opening] for owner in rows.owners})
+        with self._clock.part("anchor"):
+            then = rows.logits.float().log_softmax(-1)
+            weight = first[:, opening, None].clone()
+            first[:, opening] = float("-inf")
+            return torch.cat([first, weight + then], dim=1)
 
     def fork(self) -> None:
-        """Give each beam of each request its own row."""
-        self._rows.select([j for j, r in enumerate(self._requests) for _ in r.beams])
-        self._beams = [b for r in self._requests for b in r.beams]
+        """See ``Steer.fork``."""
+        self._reads.fork()
 
-    def mixing(self) -> list[Beam]:
-        """Return the beams whose next token is to be mixed."""
-        return [b for b in self._beams if b.mixing]
-
-    def logits_of(self, beams: Sequence[Beam]) -> torch.Tensor:
-        """Logits [len(beams), Va] of these beams."""
-        if list(beams) == self._beams:
-            return self._rows.logits
-        row_of = {id(beam): row for row, beam in enumerate(self._beams)}
-        return self._rows.logits[[row_of[id(b)] for b in beams]]
-
-    def prune(self) -> None:
-        """Drop the rows that mix no longer, once they are half of all."""
-        keep = [j for j, b in enumerate(self._beams) if b.mixing]
-        if keep and 2 * len(keep) <= len(self._beams):
-            self._rows.select(keep)
-            self._beams = [self._beams[j] for j in keep]
-
-    def join(self, other: AnchorRows) -> None:
-        """Take in the rows of another batch; ``other`` is used up."""
-        self._rows.join(other._rows)
-        self._beams += other._beams
-
-    def leave(self) -> None:
-        """Drop the rows that mix no longer, at once."""
-        keep = [j for j, b in enumerate(self._beams) if b.mixing]
-        if len(keep) < len(self._beams):
-            self._rows.select(keep)
-            self._beams = [self._beams[j] for j in keep]
-
-    def show(self, mixing: Sequence[Beam]) -> dict[int, StepSource]:
-        """Show the anchor the text of these beams.
-
-        Returns
-        -------
-        dict of int to StepSource
-            ``id(beam)`` of the beams it cannot be asked about now, and why. A beam whose text
-            no longer fits the anchor's window fails its request.
-        """
-        anchor = self.steering.anchor
-        alone: dict[int, StepSource] = {}
-        suffixes: dict[int, list[int]] = {}
-        for beam in mixing:
-            complete, unfinished = split_utf8(anchor.opening + beam.text_bytes)
-            if unfinished:
-                alone[id(beam)] = "target:unfinished-character"
-                continue
-            try:
-                suffix = self.steering.retokenizer.encode(complete)
-            except UnspellableBytes:
-                alone[id(beam)] = "target:unspellable-bytes"
-                continue
-            try:
-                anchor.check_room(len(beam.request.anchor_ids), len(suffix))
-            except PromptError as error:
-                beam.request.fail(error)
-                continue
-            suffixes[id(beam)] = suffix
-        if suffixes:
-            self._rows.replace_suffixes(
-                [len(b.request.anchor_ids) for b in self._beams],
-                [suffixes.get(id(b)) for b in self._beams],
+    def choose(self, beams: Sequence[Beam], target: NextTokens) -> list[Taken | None]:
+        """See ``Steer.choose``."""
+        taken: list[Taken | None] = [None] * len(beams)
+        at = {b: row for row, b in enumerate(beams) if b.mixing}
+        with self._clock.part("anchor"):
+            unreadable = self._reads.show({b: b.text_bytes for b in at})
+        for beam, why in unreadable.items():
+            row = at.pop(beam)
+            if isinstance(why, PromptError):
+                beam.request.fail(why)
+            elif target.finite[row]:
+                best = target.best[row]
+                taken[row] = Taken((best,), target.logprob(row, best), why)
+        # A failed request takes its other beams along.
+        at = {b: row for b, row in at.items() if b.live}
+        if not at:
+            return taken
+        rows = list(at.values())
+        anchor, theirs = self._reads.next_tokens(list(at)), target.rows(rows)
+        with self._clock.part("mix"):
+            choices = self._steering.mix(
+                anchor.logits,
+                theirs.logits,
+                [b.request.config for b in at],
+                opening=False,
+                top_k=1,
             )
-        return alone
+        for n, (beam, choice) in enumerate(zip(at, choices, strict=True)):
+            if choice.non_finite:
+                beam.request.fail(non_finite("target or anchor", len(beam.token_ids)))
+                continue
+            wishes = _wishes(anchor, n, beam.request)
+            taken[rows[n]] = _taken(
+                choice, choice.token_ids[0], choice.logprobs[0], beam.request, wishes
+            )
+        return taken
+
+    def join(self, other: Steer) -> None:
+        """See ``Steer.join``."""
+        if isinstance(other, AnchorSteer):
+            self._reads.join(other._reads)
+
+    def leave(self, *, lazily: bool) -> bool:
+        """See ``Steer.leave``."""
+        owners = self._reads.rows.owners
+        if not any(beam.mixing for beam in owners):
+            return False
+        self._reads.rows.keep(lambda beam: beam.mixing, lazily=lazily)
+        return True
+
+
+def _wishes(anchor: NextTokens, row: int, request: Request) -> tuple[Wish, ...]:
+    return anchor.wishes(row, request.config.wishes) if request.config.wishes else ()
+
+
+def _taken(
+    choice: Choice, token_id: int, logprob: float, request: Request, wishes: tuple[Wish, ...]
+) -> Taken:
+    return Taken(
+        (token_id,),
+        logprob,
+        "target:empty-support" if choice.empty_support else "mix",
+        wishes,
+        choice.anchor_mass,
+        choice.translated_mass,
+        choice.target_mass,
+        choice.anchor_share(request.config.alpha),
+    )

@@ -1,352 +1,196 @@
 """Prime, mix, complete: a batch of requests becomes a batch of finished beams.
 
 The three phases of the paper share one loop, because requests of one batch may differ in
-everything: at each step, a beam that still has steps to mix asks the anchor, every other beam is
-the target's alone. Anchor and its cache are let go when no beam mixes any longer.
+everything: at each step a steer may choose for some beams, and the target chooses for every other.
+What the steer has cached is let go when it steers no beam any longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Self
 
-import torch
-
-from alignbeam.decoding.anchor import AnchorRows, Steering
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.decoding.mixing import Choice
-from alignbeam.decoding.sampling import draw
-from alignbeam.decoding.trace import shown_token, top_wishes
-from alignbeam.errors import Cancelled, NonFiniteLogits
+from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.owned_rows import OwnedRows
+from alignbeam.decoding.steer import Steer, Steering, Taken, non_finite
 from alignbeam.models.role import Role
-from alignbeam.models.rows import Rows
-from alignbeam.result import StepSource, StepTrace, Wish
+from alignbeam.result import StepTrace, Wish
 
 
-class Phases:
-    """Decodes batches of requests with one target and what steers it.
+class Batch:
+    """Beams that decode together, each with its row of the target's cache.
+
+    Others may join between two steps, and whoever is finished leaves: see ``join``, ``leave``.
 
     Parameters
     ----------
     target : Role
-    steering : Steering or None
-        None for a model alone; then no request may have steps to mix.
+    rows : OwnedRows
+        The target's, owned by the beams or, before ``_open``, by the requests.
+    steer : Steer or None
     """
 
-    def __init__(self, target: Role, steering: Steering | None) -> None:
-        self._target = target
-        self._steering = steering
+    def __init__(self, target: Role, rows: OwnedRows, steer: Steer | None) -> None:
+        self._target, self._rows, self._steer = target, rows, steer
 
-    def run(
-        self,
-        requests: Sequence[Request],
-        clock: Clock,
-        should_cancel: Callable[[], bool] | None = None,
-    ) -> None:
-        """Decode all beams of all requests; results and errors stay in the requests.
-
-        Parameters
-        ----------
-        should_cancel : callable or None
-            Asked between steps; True ends the batch.
-
-        Raises
-        ------
-        Cancelled
-            ``should_cancel`` said so.
-        """
-        batch = self.start(requests, clock)
-        while batch.live():
-            if should_cancel is not None and should_cancel():
-                raise Cancelled("cancelled between two steps")
-            batch.step()
-
-    def start(self, requests: Sequence[Request], clock: Clock) -> Batch:
-        """Prime requests: their prompts are prefilled and their beams opened."""
-        batch = Batch(self._target, requests, clock)
-        batch.prime(self._steering)
+    @classmethod
+    def prime(
+        cls, target: Role, steering: Steering | None, requests: Sequence[Request], clock: Clock
+    ) -> Self:
+        """Prefill every prompt once, open the requests' beams and fork the caches."""
+        rows = OwnedRows(target, ((r, r.target_ids) for r in requests), clock, "target")
+        batch = cls(target, rows, None if steering is None else steering.begin(requests, clock))
+        batch._open(requests)
         return batch
 
-    def resume(self, requests: Sequence[Request], clock: Clock) -> Batch:
+    @classmethod
+    def resume(
+        cls, target: Role, steering: Steering | None, requests: Sequence[Request], clock: Clock
+    ) -> Self:
         """Go on with requests whose beams are open, from what the beams hold alone.
 
         Everything that a decoding step changes before it changes a beam is made anew here, so a
         batch in which a step failed half-way can be taken apart and its requests resumed.
         """
-        batch = Batch(self._target, requests, clock, opened=True)
-        batch.show_again(self._steering)
-        return batch
-
-
-class Batch:
-    """Requests that decode together: target row i holds ``beams[i]``.
-
-    Others may join between two steps, and whoever is finished leaves: see ``absorb``, ``leave``.
-    """
-
-    def __init__(
-        self, target: Role, requests: Sequence[Request], clock: Clock, *, opened: bool = False
-    ) -> None:
-        self._target, self._requests, self._clock = target, requests, clock
-        self._end_ids = torch.tensor(target.end_ids, device=target.device)
-        self._beams: list[Beam] = [b for r in requests for b in r.beams if b.live] if opened else []
+        beams = [b for r in requests for b in r.beams if b.live]
         # A beam's newest token is fed by the step that asks what follows it.
-        shown = (
-            [b.request.target_ids + b.token_ids[:-1] for b in self._beams]
-            if opened
-            else [r.target_ids for r in requests]
-        )
-        with clock.part("target"):
-            self._rows: Rows = target.rows(shown)
-        self._anchor: AnchorRows | None = None
+        held = ((b, b.request.target_ids + b.token_ids[:-1]) for b in beams)
+        rows = OwnedRows(target, held, clock, "target")
+        return cls(target, rows, None if steering is None else steering.resume(beams, clock))
+
+    @property
+    def beams(self) -> list[Beam]:
+        """The beams that hold a row, finished ones included."""
+        return self._rows.owners
 
     def live(self) -> bool:
         """Whether any beam still grows."""
-        return any(b.live for b in self._beams)
+        return any(b.live for b in self.beams)
 
-    def absorb(self, other: Batch) -> None:
+    def join(self, other: Batch) -> None:
         """Take in another batch of the same models; ``other`` is used up."""
         self.leave()
         other.leave()
-        if not other._beams:
+        if not other.beams:
             return
-        if not self._beams:
-            self._rows, self._beams, self._anchor = other._rows, other._beams, other._anchor
+        if not self.beams:
+            self._rows, self._steer = other._rows, other._steer
             return
-        with self._clock.part("target"):
-            self._rows.join(other._rows)
-        self._beams += other._beams
-        if self._anchor is None or not self._anchor.mixing():
-            self._anchor = other._anchor
-        elif other._anchor is not None and other._anchor.mixing():
-            with self._clock.part("anchor"):
-                self._anchor.join(other._anchor)
+        self._rows.join(other._rows)
+        if self._steer is None:
+            self._steer = other._steer
+        elif other._steer is not None:
+            self._steer.join(other._steer)
 
-    def leave(self) -> None:
-        """Drop every row that grows no longer, at once (``step`` waits for half of them)."""
-        keep = [i for i, b in enumerate(self._beams) if b.live]
-        if len(keep) < len(self._beams):
-            with self._clock.part("target"):
-                self._rows.select(keep)
-            self._beams = [self._beams[i] for i in keep]
-        if self._anchor is not None:
-            with self._clock.part("anchor"):
-                self._anchor.leave()
-
-    def show_again(self, steering: Steering | None) -> None:
-        """Prefill the anchor's prompts once more, for the beams that still mix."""
-        mixing = [b for b in self._beams if b.mixing]
-        if mixing and steering is not None:
-            with self._clock.part("anchor"):
-                self._anchor = AnchorRows(steering, [b.request for b in mixing], mixing)
-
-    # Prime ---------------------------------------------------------------------------------
-
-    def prime(self, steering: Steering | None) -> None:
-        """Open K beams per request and fork both caches; every prompt is prefilled once."""
-        mixed = [i for i, r in enumerate(self._requests) if r.config.mix_steps > 0]
-        if mixed and steering is not None:
-            requests = [self._requests[i] for i in mixed]
-            with self._clock.part("anchor"):
-                self._anchor = AnchorRows(steering, requests)
-            self._open_mixed(self._anchor, requests, self._rows.logits[mixed])
-        for i, request in enumerate(self._requests):
-            if request.config.mix_steps == 0:
-                self._open_alone(request, self._rows.logits[i])
-        self._beams = [b for r in self._requests for b in r.beams]
-        with self._clock.part("target"):
-            self._rows.select([i for i, r in enumerate(self._requests) for _ in r.beams])
-        if self._anchor is not None:
-            with self._clock.part("anchor"):
-                self._anchor.fork()
-
-    def _open_mixed(
-        self, anchor: AnchorRows, requests: Sequence[Request], target_logits: torch.Tensor
-    ) -> None:
-        wanted = anchor.logits
-        with self._clock.part("anchor"):
-            anchor_logits = anchor.opening_logits()
-        with self._clock.part("mix"):
-            # An empty answer would always be judged safe, so no end token may open a beam. The
-            # anchor's end tokens lead nowhere in the opening table.
-            masked = target_logits.index_fill(1, self._end_ids, float("-inf"))
-            choices = anchor.steering.mix(
-                anchor_logits,
-                masked,
-                [r.config for r in requests],
-                opening=True,
-                top_k=max(r.config.beams for r in requests),
-            )
-        for row, (request, choice) in enumerate(zip(requests, choices, strict=True)):
-            if choice.non_finite:
-                request.fail(_non_finite("target or anchor", 0))
-                continue
-            openings = [
-                (token_id, logprob)
-                for token_id, logprob in zip(choice.token_ids, choice.logprobs, strict=True)
-                if logprob > float("-inf")  # what neither model would say opens no beam
-            ]
-            wishes = self._wishes(request, target_logits[row], wanted[row])
-            for k, (token_id, logprob) in enumerate(openings[: request.config.beams]):
-                beam = Beam.of(request, k, self._target.opening)
-                request.beams.append(beam)
-                source: StepSource = "target:empty-support" if choice.empty_support else "mix"
-                self._take(beam, token_id, logprob, source, choice, wishes)
-
-    def _open_alone(self, request: Request, logits: torch.Tensor) -> None:
-        """Open beams with the target alone: its K best tokens, or K draws."""
-        config = request.config
-        if not _finite(logits[None])[0]:
-            request.fail(_non_finite("target", 0))
-            return
-        if config.beams > 1:  # a single beam is plain generation, and may be empty
-            logits = logits.index_fill(0, self._end_ids, float("-inf"))
-        beams = [Beam.of(request, k, self._target.opening) for k in range(config.beams)]
-        if config.temperature > 0:
-            first = [self._draw(beam, logits) for beam in beams]
-        else:
-            first = logits.float().sort(descending=True, stable=True).indices[: len(beams)].tolist()
-        for beam, token_id in zip(beams, first, strict=True):
-            request.beams.append(beam)
-            self._append(beam, token_id)
-
-    # Mix and complete ----------------------------------------------------------------------
+    def leave(self, *, lazily: bool = False) -> None:
+        """Drop the rows of beams that grow no longer; ``lazily`` once they are half of all."""
+        self._rows.keep(lambda beam: beam.live, lazily=lazily)
+        if self._steer is not None and not self._steer.leave(lazily=lazily):
+            self._steer = None
 
     def step(self) -> None:
-        """Give every live beam one more token."""
-        self._prune()
-        with self._clock.part("target"):
-            logits = self._rows.extend([[b.token_ids[-1]] if b.live else [] for b in self._beams])
-        mixing = [] if self._anchor is None else self._anchor.mixing()
-        alone: dict[int, StepSource] = {}
-        if self._anchor is None or not mixing:
-            self._anchor = None  # its cache and its logits are let go
-        else:
-            with self._clock.part("anchor"):
-                alone = self._anchor.show(mixing)
-            mixing = [b for b in mixing if b.live and id(b) not in alone]
-            if mixing:
-                self._mix(self._anchor, mixing, self._logits_of(mixing, logits))
-        mixed = {id(b) for b in mixing}
-        rest = [b for b in self._beams if b.live and id(b) not in mixed]
-        if rest:
-            self._take_alone(rest, self._logits_of(rest, logits), alone)
+        """Give every live beam one more token, or as many as a steer inserts."""
+        self.leave(lazily=True)
+        lengths = zip(self.beams, self._rows.lengths(), strict=True)
+        self._rows.extend(
+            {b: b.token_ids[n - len(b.request.target_ids) :] for b, n in lengths if b.live}
+        )
+        beams = [b for b in self.beams if b.live]
+        target = NextTokens(self._target, self._rows.logits_of(beams))
+        taken: list[Taken | None] = [None] * len(beams)
+        if self._steer is not None:
+            taken = self._steer.choose(beams, target)
+        alone = []
+        for row, (beam, choice) in enumerate(zip(beams, taken, strict=True)):
+            if choice is None:
+                alone.append(row)
+            elif beam.live:
+                self._take(beam, choice, self._wishes(target, row, beam.request))
+        self._complete([beams[row] for row in alone], target.rows(alone))
 
-    def _logits_of(self, beams: list[Beam], logits: torch.Tensor) -> torch.Tensor:
-        if beams == self._beams:
-            return logits
-        row_of = {id(beam): row for row, beam in enumerate(self._beams)}
-        return logits[[row_of[id(b)] for b in beams]]
-
-    def _prune(self) -> None:
-        """Drop finished rows, once they are half of all: each drop copies the cache."""
-        keep = [i for i, b in enumerate(self._beams) if b.live]
-        if 2 * len(keep) <= len(self._beams):
-            with self._clock.part("target"):
-                self._rows.select(keep)
-            self._beams = [self._beams[i] for i in keep]
-        if self._anchor is not None:
-            with self._clock.part("anchor"):
-                self._anchor.prune()
-
-    def _mix(self, anchor: AnchorRows, beams: Sequence[Beam], target_logits: torch.Tensor) -> None:
-        with self._clock.part("mix"):
-            anchor_logits = anchor.logits_of(beams)
-            configs = [b.request.config for b in beams]
-            choices = anchor.steering.mix(
-                anchor_logits, target_logits, configs, opening=False, top_k=1
-            )
-        for row, (beam, choice) in enumerate(zip(beams, choices, strict=True)):
-            if choice.non_finite:
-                beam.request.fail(_non_finite("target or anchor", len(beam.token_ids)))
+    def _open(self, requests: Sequence[Request]) -> None:
+        target = NextTokens(self._target, self._rows.logits)
+        openings: list[Sequence[Taken] | None] = [None] * len(requests)
+        if self._steer is not None:
+            openings = self._steer.open(target)
+        for row, (request, taken) in enumerate(zip(requests, openings, strict=True)):
+            if taken is None:
+                self._open_alone(request, target.rows([row]))
                 continue
-            source: StepSource = "target:empty-support" if choice.empty_support else "mix"
-            wishes = self._wishes(beam.request, target_logits[row], anchor_logits[row])
-            self._take(beam, choice.token_ids[0], choice.logprobs[0], source, choice, wishes)
+            wishes = self._wishes(target, row, request)
+            for k, choice in enumerate(taken):
+                beam = Beam.of(request, k, self._target.opening)
+                request.beams.append(beam)
+                self._take(beam, choice, wishes)
+        self._rows.fork(lambda request: request.beams)
+        if self._steer is not None:
+            self._steer.fork()
 
-    def _take_alone(
-        self, beams: Sequence[Beam], logits: torch.Tensor, why: dict[int, StepSource]
-    ) -> None:
-        """Let the target choose: greedily inside the mixed steps, else as configured."""
-        finite = _finite(logits)
-        greedy = logits.argmax(-1).tolist()
-        for row, beam in enumerate(beams):
-            if not finite[row]:
-                beam.request.fail(_non_finite("target", len(beam.token_ids)))
-            elif id(beam) in why:
-                logprob = float(logits[row].float().log_softmax(-1)[greedy[row]])
-                wishes = self._wishes(beam.request, logits[row], None)
-                self._take(beam, greedy[row], logprob, why[id(beam)], None, wishes)
-            elif beam.request.config.temperature > 0:
-                self._append(beam, self._draw(beam, logits[row]))
-            else:
-                self._append(beam, greedy[row])
-
-    def _draw(self, beam: Beam, logits: torch.Tensor) -> int:
-        config = beam.request.config
-        return draw(logits, config.temperature, config.top_k, config.top_p, beam.generator)
-
-    def _append(self, beam: Beam, token_id: int) -> None:
-        ends = token_id in self._target.end_ids
-        beam.append(token_id, self._target.bytes_of(token_id), ends=ends)
-
-    # Trace ---------------------------------------------------------------------------------
-
-    def _take(
-        self,
-        beam: Beam,
-        token_id: int,
-        logprob: float,
-        source: StepSource,
-        choice: Choice | None,
-        wishes: tuple[tuple[Wish, ...], tuple[Wish, ...]] | None,
-    ) -> None:
-        """Append a token of the mixed steps, with its log-probability and its trace."""
-        step = len(beam.token_ids)
-        beam.logprob += logprob
-        self._append(beam, token_id)
-        if wishes is None:
+    def _open_alone(self, request: Request, target: NextTokens) -> None:
+        """Open beams with the target alone: its K best tokens, or K draws."""
+        config = request.config
+        if not target.finite[0]:
+            request.fail(non_finite("target", 0))
             return
-        nan = float("nan")
-        alpha = beam.request.config.alpha
+        if config.beams > 1:  # a single beam is plain generation, and may be empty
+            target = target.without_ends()
+        beams = [Beam.of(request, k, self._target.opening) for k in range(config.beams)]
+        request.beams += beams
+        if request.prefix:
+            self._append(beams[0], request.prefix)
+        elif config.temperature > 0:
+            for beam in beams:
+                self._append(beam, [target.sample(0, config, beam.generator)])
+        else:
+            for beam, token_id in zip(beams, target.best_of(0, config.beams), strict=True):
+                self._append(beam, [token_id])
+
+    def _complete(self, beams: Sequence[Beam], target: NextTokens) -> None:
+        """Let the target choose."""
+        for row, beam in enumerate(beams):
+            config = beam.request.config
+            if not beam.live:
+                continue
+            if not target.finite[row]:
+                beam.request.fail(non_finite("target", len(beam.token_ids)))
+            elif config.temperature > 0:
+                self._append(beam, [target.sample(row, config, beam.generator)])
+            else:
+                self._append(beam, [target.best[row]])
+
+    def _append(self, beam: Beam, token_ids: Sequence[int]) -> None:
+        """Append tokens until one of them ends the beam."""
+        for token_id in token_ids:
+            if beam.live:
+                ends = token_id in self._target.end_ids
+                beam.append(token_id, self._target.bytes_of(token_id), ends=ends)
+
+    def _take(self, beam: Beam, taken: Taken, wishes: tuple[Wish, ...]) -> None:
+        """Append what a steer chose, with its log-probability and its trace."""
+        step = len(beam.token_ids)
+        beam.logprob += taken.logprob
+        self._append(beam, taken.token_ids)
+        if beam.request.config.wishes == 0:
+            return
         beam.request.trace.append(
             StepTrace(
                 step=step,
                 beam=beam.index,
-                source=source,
-                token_id=token_id,
-                text=shown_token(self._target, token_id),
-                logprob=logprob,
-                target_wishes=wishes[0],
-                anchor_wishes=wishes[1],
-                anchor_mass=nan if choice is None else choice.anchor_mass,
-                translated_mass=nan if choice is None else choice.translated_mass,
-                target_mass=nan if choice is None else choice.target_mass,
-                anchor_share=0.0 if choice is None else choice.anchor_share(alpha),
+                source=taken.source,
+                token_ids=taken.token_ids,
+                text=self._target.shown(taken.token_ids),
+                logprob=taken.logprob,
+                target_wishes=wishes,
+                anchor_wishes=taken.anchor_wishes,
+                anchor_mass=taken.anchor_mass,
+                translated_mass=taken.translated_mass,
+                target_mass=taken.target_mass,
+                anchor_share=taken.anchor_share,
             )
         )
 
-    def _wishes(
-        self, request: Request, target_logits: torch.Tensor, anchor_logits: torch.Tensor | None
-    ) -> tuple[tuple[Wish, ...], tuple[Wish, ...]] | None:
-        """Return what each model wanted most, best first; None where no trace is kept."""
+    def _wishes(self, target: NextTokens, row: int, request: Request) -> tuple[Wish, ...]:
         count = request.config.wishes
-        if count == 0:
-            return None
-        theirs: tuple[Wish, ...] = ()
-        if anchor_logits is not None and self._anchor is not None:
-            theirs = top_wishes(self._anchor.steering.anchor, anchor_logits, count)
-        return top_wishes(self._target, target_logits, count), theirs
-
-
-def _finite(logits: torch.Tensor) -> list[bool]:
-    """Per row: no NaN, no +inf, not all -inf. The maximum shows all three."""
-    finite: list[bool] = logits.amax(-1).isfinite().tolist()
-    return finite
-
-
-def _non_finite(who: str, step: int) -> NonFiniteLogits:
-    return NonFiniteLogits(
-        f"{who}: NaN or +inf logits at step {step}; no answer is given. "
-        "Check the weights and the dtype (float16 overflows where bfloat16 does not)"
-    )
+        return target.wishes(row, count) if count else ()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 
 from alignbeam.config import BeamConfig
 from alignbeam.decoding.sampling import beam_generator
-from alignbeam.models.render import Message
+from alignbeam.errors import ConfigError
+from alignbeam.models.render import Message, Prompt, as_messages
+from alignbeam.models.role import Role
 from alignbeam.result import Candidate, FinishReason, StepTrace
 
 
@@ -22,6 +25,8 @@ class Request:
         Empty where nothing is mixed.
     max_new_tokens : int
         As configured, or what the target's window leaves.
+    prefix : list of int
+        Target tokens that the answer begins with, nobody's choice; then there is one beam.
     error : Exception or None
         Set when this request cannot go on; the others of its batch do.
     """
@@ -31,9 +36,38 @@ class Request:
     target_ids: list[int]
     anchor_ids: list[int]
     max_new_tokens: int
+    prefix: list[int] = field(default_factory=list)
     beams: list[Beam] = field(default_factory=list)
     trace: list[StepTrace] = field(default_factory=list)
     error: Exception | None = None
+
+    @classmethod
+    def of(cls, target: Role, anchor: Role | None, prompt: Prompt, config: BeamConfig) -> Self:
+        """Render a prompt for the models and check that it fits their windows.
+
+        Raises
+        ------
+        PromptError, ConfigError
+            What is wrong with the request.
+        """
+        messages = as_messages(prompt)
+        if config.beams > target.width:
+            raise ConfigError(
+                f"beams must be in 1..{target.width} (the vocabulary), got {config.beams}"
+            )
+        target_ids = target.render(messages)
+        target.check_room(len(target_ids), max(1, config.mix_steps))
+        anchor_ids: list[int] = []
+        if anchor is not None and config.mix_steps > 0:
+            anchor_ids = anchor.render(messages)
+            anchor.check_room(len(anchor_ids), config.mix_steps)
+        room = target.window - len(target_ids)
+        return cls(messages, config, target_ids, anchor_ids, min(config.max_new_tokens, room))
+
+    @property
+    def decoded(self) -> bool:
+        """Whether no beam grows any longer."""
+        return bool(self.beams) and not any(b.live for b in self.beams)
 
     def fail(self, error: Exception) -> None:
         """End this request with an error (the first one counts)."""

@@ -27,18 +27,28 @@ class Clock:
     def __init__(self, devices: list[torch.device]) -> None:
         self._cuda = sorted({str(d) for d in devices if d.type == "cuda"})
         self._spent: dict[Part, float] = {"target": 0.0, "anchor": 0.0, "mix": 0.0, "judge": 0.0}
-        self._start = time.perf_counter()
+        self._part: Part | None = None
+        self._start = self._since = time.perf_counter()
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
-        """Charge the time inside to ``name``."""
-        begin = time.perf_counter()
+        """Charge the time inside to ``name``; a part inside a part has its time to itself."""
+        outer = self._part
+        self._turn_to(name)
         try:
             yield
         finally:
+            self._turn_to(outer)
+
+    def _turn_to(self, part: Part | None) -> None:
+        """Charge what has passed to the part that ends here."""
+        if self._part is not None:
             for device in self._cuda:
                 torch.cuda.synchronize(device)
-            self._spent[name] += time.perf_counter() - begin
+        now = time.perf_counter()
+        if self._part is not None:
+            self._spent[self._part] += now - self._since
+        self._part, self._since = part, now
 
     def timings(self) -> Timings:
         """Return the split so far, milliseconds."""

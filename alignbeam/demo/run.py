@@ -6,7 +6,7 @@ decoding; replies are read strictly (``alignbeam.eval.refusal``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -64,7 +64,7 @@ class Tally:
 
 def answer_pair(beam: AlignBeam, asked: Asked) -> Pair:
     """Answer one request both ways."""
-    alone = beam.alone("target", [asked.prompt], max_new_tokens=MAX_NEW_TOKENS)[0]
+    (alone,) = beam.alone("target", [asked.prompt], max_new_tokens=MAX_NEW_TOKENS)
     return Pair(asked, alone.text, beam.generate(asked.prompt, max_new_tokens=MAX_NEW_TOKENS))
 
 
@@ -87,25 +87,27 @@ def tally_systems(
     for system in SYSTEMS:
         replies: dict[tuple[str, str, str], str] = {}
         fixed = 0
-        for start in range(0, len(everything), BATCH):
-            chunk = everything[start : start + BATCH]
-            texts, blocked = _ask(beam, system, [asked.prompt for _, asked in chunk])
-            for (kind, asked), text, was_blocked in zip(chunk, texts, blocked, strict=True):
-                replies[kind, asked.source, asked.row] = text
-                fixed += was_blocked and kind == "harmful"
-            advance(len(chunk))
+        answers = _ask(beam, system, [asked.prompt for _, asked in everything])
+        for (kind, asked), (text, blocked) in zip(everything, answers, strict=True):
+            replies[kind, asked.source, asked.row] = text
+            fixed += blocked and kind == "harmful"
+            advance(1)
         tallies.append(_count(system, prompts, replies, fixed))
     return tallies
 
 
-def _ask(beam: AlignBeam, system: str, prompts: Sequence[str]) -> tuple[list[str], list[bool]]:
+def _ask(beam: AlignBeam, system: str, prompts: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each reply, and whether it is the fixed refusal."""
     if system == "AlignBeam":
         settings = {"max_new_tokens": MAX_NEW_TOKENS, "wishes": 0}
-        results = beam.generate_batch(prompts, settings)
-        return [r.text for r in results], [r.finish_reason == "content_filter" for r in results]
+        for outcome in beam.outcomes(prompts, settings, batch_size=BATCH):
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome.text, outcome.finish_reason == "content_filter"
+        return
     role: Literal["target", "anchor"] = "target" if system == "target alone" else "anchor"
-    candidates = beam.alone(role, prompts, max_new_tokens=MAX_NEW_TOKENS)
-    return [candidate.text for candidate in candidates], [False] * len(prompts)
+    found = beam.alone(role, prompts, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)
+    yield from ((candidate.text, False) for candidate in found)
 
 
 def _count(

@@ -77,9 +77,10 @@ class Batcher:
             waiting.outcome = outcome
 
     def _generate(self, batch: Sequence[_Waiting]) -> list[Result | AlignBeamError]:
-        return self._beam.generate_batch(
-            [waiting.prompt for waiting in batch],
-            [waiting.overrides for waiting in batch],
-            return_exceptions=True,
-            batch_size=len(batch),
+        return list(
+            self._beam.outcomes(
+                [waiting.prompt for waiting in batch],
+                [waiting.overrides for waiting in batch],
+                batch_size=len(batch),
+            )
         )

@@ -18,12 +18,14 @@ class Selection:
     reason: str
 
 
-def select(candidates: Sequence[Candidate], config: BeamConfig) -> Selection:
+def select(
+    candidates: Sequence[Candidate], config: BeamConfig, among: Sequence[int] | None = None
+) -> Selection:
     """Choose among judged candidates (algorithm.md, section 4, Judge).
 
     The lowest score wins; of the scores within ``tie_margin`` of it, the higher mixed
     log-probability, then the earlier beam. Only a verdict without error can pass; among those
-    that pass, one with text beats one without.
+    that pass, one with text beats one without. ``among`` names the only ones to choose from.
 
     Raises
     ------
@@ -33,9 +35,11 @@ def select(candidates: Sequence[Candidate], config: BeamConfig) -> Selection:
     UnsafeAnswer
         None passes and ``on_unsafe="raise"``.
     """
-    judged = [i for i, c in enumerate(candidates) if c.verdict and c.verdict.error is None]
+    eligible = range(len(candidates)) if among is None else among
+    verdicts = {i: candidates[i].verdict for i in eligible}
+    judged = [i for i, verdict in verdicts.items() if verdict and verdict.error is None]
     if not judged:
-        errors = sorted({c.verdict.error or "" for c in candidates if c.verdict})
+        errors = sorted({v.error or "" for v in verdicts.values() if v})
         raise JudgeUnavailable(
             f"the judge failed on all {len(candidates)} candidates, so none may be shown: "
             + "; ".join(errors or ["it was never asked"])

@@ -187,6 +187,15 @@ class Role:
             return b""
         return self.token_bytes[token_id] or b""
 
+    def shown(self, token_ids: Sequence[int]) -> str:
+        """Return tokens for people: their text, or the names of control tokens."""
+        data = b"".join(self.bytes_of(i) for i in token_ids)
+        if data:
+            return data.decode("utf-8", errors="replace")
+        names = self.tokenizer.convert_ids_to_tokens(list(token_ids))
+        pairs = zip(token_ids, names, strict=True)
+        return "".join(f"<{i}>" if name is None else str(name) for i, name in pairs)
+
     def check_room(self, prompt_tokens: int, needed: int) -> None:
         """Refuse a prompt that leaves less than ``needed`` tokens of the window.
 

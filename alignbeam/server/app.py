@@ -23,9 +23,10 @@ from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import Keys
 from alignbeam.server.openai_replies import Kind, Shape
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
+from alignbeam.server.plan import RequestPlan
 from alignbeam.server.problems import Problem
 from alignbeam.server.replies import EventStream, Exchange, whole
-from alignbeam.server.service import Plan, Service
+from alignbeam.server.service import Service
 from alignbeam.server.settings import ServerConfig
 from alignbeam.version import __version__
 
@@ -123,15 +124,15 @@ class Server:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation; the text was judged before it leaves."""
         body = await _read(request, ChatRequest)
-        return await self._answer(request, "chat", body, self.service.plan_chat(body))
+        return await self._answer(request, "chat", body, self.service.plan.chat(body))
 
     async def complete(self, request: Request) -> Response:
         """Answer one or several prompts, each as a user's message."""
         body = await _read(request, CompletionRequest)
-        return await self._answer(request, "text", body, self.service.plan_completion(body))
+        return await self._answer(request, "text", body, self.service.plan.completion(body))
 
     async def _answer(
-        self, request: Request, kind: Kind, body: ChatRequest | CompletionRequest, plan: Plan
+        self, request: Request, kind: Kind, body: ChatRequest | CompletionRequest, plan: RequestPlan
     ) -> Response:
         options = body.stream_options
         if options is not None and not body.stream:

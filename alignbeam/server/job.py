@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alignbeam.decoding.beam import Beam, Request
-from alignbeam.result import Candidate, Result, Timings
+from alignbeam.result import Candidate, Result, Timings, Verdict
 from alignbeam.vocab.retokenize import split_utf8
 
 #: When text may leave. ``full``: after the finished candidates were judged. ``chunked``: the judged
@@ -54,8 +54,14 @@ class Job:
         When it left the queue (monotonic seconds).
     judging : bool
         Some of its text is before the judge.
-    chosen : Beam or None
+    decoded : bool
+        No beam of it grows any longer.
+    chosen : int or None
         The beam whose beginning was released (``chunked``).
+    texts : dict of int to str
+        What of each beam the judge was last asked about, by the beam's index.
+    verdicts : dict of int to Verdict
+        The last verdict on each beam.
     next_check : int
         Tokens at which the next piece of a chunked answer goes before the judge.
     failed_open : bool
@@ -74,7 +80,10 @@ class Job:
     judge_ms: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
     judging: bool = False
-    chosen: Beam | None = None
+    decoded: bool = False
+    chosen: int | None = None
+    texts: dict[int, str] = field(default_factory=dict)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
     released: str = ""
     next_check: int = 0
     failed_open: bool = False
@@ -98,52 +107,52 @@ class Job:
         """Cells of KV cache it may come to need: tokens times beams."""
         return self.rows * self.length
 
-    @property
-    def decoded(self) -> bool:
-        """Whether no beam grows any longer."""
-        return bool(self.request.beams) and not any(b.live for b in self.request.beams)
-
     def due(self) -> bool:
         """Whether the next piece of a chunked answer is ready for the judge."""
         if self.release != "chunked":
             return False
-        beams = [self.chosen] if self.chosen is not None else self.request.beams
+        beams = self._eligible()
         return bool(beams) and all(len(b.token_ids) >= self.next_check or not b.live for b in beams)
 
-    def candidates(self, *, whole: bool) -> list[Candidate]:
-        """Return the beams in question as candidates; not ``whole``: what could leave by now."""
-        beams = [self.chosen] if self.chosen is not None else self.request.beams
-        if whole:
-            return [b.candidate() for b in beams]
-        return [_so_far(b) for b in beams]
+    def to_judge(self, *, whole: bool) -> None:
+        """Lay out what the judge is to read: finished texts, or what could leave by now."""
+        self.judging = True
+        for beam in self._eligible():
+            self.texts[beam.index] = beam.candidate().text if whole else _so_far(beam)
 
-    def keep_only(self, beam: Beam) -> None:
-        """Let the other beams go: the beginning of ``beam`` is released."""
-        for other in self.request.beams:
-            if other is not beam:
-                _end(other)
-        self.chosen = beam
-        self.request.beams = [beam]
+    def asked(self) -> list[tuple[int, str]]:
+        """Return the beams that the judge is to score now, and their texts."""
+        return [(b.index, self.texts[b.index]) for b in self._eligible()]
 
-    def end(self) -> None:
-        """Let every beam go."""
+    def candidates(self) -> list[Candidate]:
+        """Return all beams, in beam order, each as it was last judged."""
+        made = [(b.index, b.candidate()) for b in self.request.beams]
+        return [
+            dataclasses.replace(c, text=self.texts.get(i, c.text), verdict=self.verdicts.get(i))
+            for i, c in made
+        ]
+
+    def keep_only(self, index: int | None) -> None:
+        """Let the other beams end: the beginning of this one is released; None ends them all."""
         for beam in self.request.beams:
-            _end(beam)
+            if beam.index != index and beam.finish_reason is None:
+                beam.finish_reason = "length"
+        if index is not None:
+            self.chosen = index
+
+    def _eligible(self) -> list[Beam]:
+        """Return the beams that may still become the answer."""
+        beams = self.request.beams
+        return beams if self.chosen is None else [beams[self.chosen]]
 
 
-def _end(beam: Beam) -> None:
-    if beam.finish_reason is None:
-        beam.finish_reason = "length"
-
-
-def _so_far(beam: Beam) -> Candidate:
-    """Return what can be said of a growing beam: whole characters, and no half of a stop string."""
-    longest_stop = max((len(s.encode()) for s in beam.request.config.stop), default=1)
+def _so_far(beam: Beam) -> str:
+    """Return what could leave of a growing beam: whole characters, no half of a stop string."""
     settled = beam.text_bytes
     if beam.live:
-        settled = settled[: len(settled) - (longest_stop - 1)]
-    text = split_utf8(settled)[0].decode("utf-8", errors="replace")
-    return dataclasses.replace(beam.candidate(), text=text)
+        longest_stop = max((len(s.encode()) for s in beam.request.config.stop), default=1)
+        settled = settled[: max(0, len(settled) - (longest_stop - 1))]
+    return split_utf8(settled)[0].decode("utf-8", errors="replace")
 
 
 class Ticket:

@@ -18,7 +18,7 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Metrics:
-    """The server's series, in a registry of their own; the scheduler's ``Watcher``."""
+    """The server's series, in a registry of their own; the scheduler's ``ServerWatcher``."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -61,14 +61,14 @@ class Metrics:
         decoding.set_function(running)
 
     def on_step(self, rows: int, mix_us: float) -> None:
-        """See ``Watcher``."""
+        """See ``ServerWatcher``."""
         self.steps.inc()
         self.rows.set(rows)
         if mix_us > 0:
             self.mix.observe(mix_us)
 
     def on_judged(self, judge_ms: float, verdicts: Sequence[Verdict]) -> None:
-        """See ``Watcher``."""
+        """See ``ServerWatcher``."""
         self.judge.observe(judge_ms)
         for verdict in verdicts:
             if verdict.error is not None:
@@ -76,7 +76,7 @@ class Metrics:
             self.scores.observe(verdict.score)
 
     def on_recovery(self, reason: str) -> None:
-        """See ``Watcher``."""
+        """See ``ServerWatcher``."""
         self.recoveries.labels(reason).inc()
 
     def on_answer(self, answer: Answer) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 from alignbeam.errors import (
     AlignBeamError,
     ConfigError,
+    DecodingFailed,
     JudgeUnavailable,
     NonFiniteLogits,
+    OutOfMemory,
     PromptError,
     UnsafeAnswer,
 )
@@ -26,14 +28,6 @@ class Draining(AlignBeamError, RuntimeError):
 
 class TooLarge(PromptError):
     """A request that could never run here: its tokens times beams exceed the operator's bound."""
-
-
-class OutOfMemory(AlignBeamError, RuntimeError):
-    """The device has no memory for this request, even alone."""
-
-
-class DecodingFailed(AlignBeamError, RuntimeError):
-    """A model broke while this request was decoded; no answer is given."""
 
 
 class AuditUnavailable(AlignBeamError, RuntimeError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from alignbeam.server.job import Job
 
 
-class WaitingLine:
+class FairQueue:
     """Jobs that wait, one line per client; the clients take turns.
 
     Whoever's turn it is goes next or nobody does: a large job at the head is not overtaken by
@@ -47,13 +47,14 @@ class WaitingLine:
         self._lines.setdefault(job.client, deque()).append(job)
         self.cost += job.cost
 
-    def take(self, fits: Callable[[Job], bool]) -> Job | None:
-        """Return the next job in turn, or None where there is none or it does not fit."""
-        if not self._lines:
-            return None
+    @property
+    def head(self) -> Job | None:
+        """The next job in turn."""
+        return next(iter(self), None)
+
+    def take(self) -> Job:
+        """Remove and return ``head``; there must be one."""
         client, line = next(iter(self._lines.items()))
-        if not fits(line[0]):
-            return None
         job = line.popleft()
         self.cost -= job.cost
         del self._lines[client]

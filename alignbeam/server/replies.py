@@ -14,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 from alignbeam.errors import AlignBeamError, Cancelled
 from alignbeam.server.job import Answer, Ticket
 from alignbeam.server.openai_replies import DONE, KEEP_ALIVE, Shape, error_frame
+from alignbeam.server.plan import RequestPlan
 from alignbeam.server.problems import Problem
-from alignbeam.server.service import Event, Plan, Service
+from alignbeam.server.service import Event, Service
 
 #: Seconds that a client may take for one frame before it counts as gone.
 SEND_TIMEOUT_S = 60.0
@@ -24,7 +25,7 @@ SEND_TIMEOUT_S = 60.0
 class Exchange:
     """One request that is being answered: its tickets, and what they say."""
 
-    def __init__(self, service: Service, plan: Plan, shape: Shape, request: Request) -> None:
+    def __init__(self, service: Service, plan: RequestPlan, shape: Shape, request: Request) -> None:
         self.service, self.plan, self.shape = service, plan, shape
         self.request_id: str = request.state.request_id
         self.client: str = request.state.client

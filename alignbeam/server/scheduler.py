@@ -1,50 +1,33 @@
-"""Many requests, one batch of beams: who joins between two steps, who leaves, who is judged.
+"""Many requests, one engine: who joins between two steps, who leaves, who is judged.
 
-One thread decodes, another asks the judge, so that a slow judge holds up no decoding. Requests
-join the running batch between two steps and leave it when they are finished or given up; each
-gets what it would get alone. A step that fails is tried again with half of its requests, down to
-one: only a request that fails alone fails.
+One thread decodes, another asks the judge, so that a slow judge holds up no decoding. What is here
+is admission, fairness between clients, and when text may leave; the engine decodes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from alignbeam.controller import AlignBeam
-from alignbeam.decoding.batch import Batch
+from alignbeam.controller import AlignBeam, assemble
+from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.engine import Engine, out_of_memory
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.judge import FailClosed, Judge
-from alignbeam.judge.selection import select
+from alignbeam.judge.selection import Selection, select
 from alignbeam.models.render import Prompt
-from alignbeam.result import Candidate, Result, Timings, Verdict
+from alignbeam.result import Candidate, Timings
 from alignbeam.server.job import Answer, Job, Release, Ticket
-from alignbeam.server.problems import DecodingFailed, Draining, OutOfMemory, Overloaded, TooLarge
-from alignbeam.server.queue import WaitingLine
+from alignbeam.server.judging import JudgeDesk, ServerWatcher
+from alignbeam.server.problems import Draining, Overloaded, TooLarge
+from alignbeam.server.queue import FairQueue
 
 _log = logging.getLogger(__name__)
-
-
-class Watcher(Protocol):
-    """Is told what happens; called from both threads."""
-
-    def on_step(self, rows: int, mix_us: float) -> None:
-        """One decoding step over ``rows`` beams, with ``mix_us`` of it in the mixing."""
-
-    def on_judged(self, judge_ms: float, verdicts: Sequence[Verdict]) -> None:
-        """One call of the judge."""
-
-    def on_recovery(self, reason: str) -> None:
-        """Note that a step failed and is tried again with fewer requests."""
 
 
 class Scheduler:
@@ -59,12 +42,12 @@ class Scheduler:
     max_batch_cells : int
         Bound on rows times the longest row (tokens) of the running batch: what its KV cache holds.
     max_queued, max_queued_cells : int
-        Bounds of the line that waits: jobs, and tokens x beams.
+        Bounds of the queue: jobs, and tokens x beams.
     chunk_tokens : int
         Length of the pieces of chunked answers.
     fail_open : bool
         Answer with the most probable candidate when the judge fails on all of them.
-    watcher : Watcher or None
+    watcher : ServerWatcher or None
     """
 
     def __init__(
@@ -77,32 +60,31 @@ class Scheduler:
         max_queued_cells: int = 1 << 20,
         chunk_tokens: int = 32,
         fail_open: bool = False,
-        watcher: Watcher | None = None,
+        watcher: ServerWatcher | None = None,
     ) -> None:
         self._beam = beam
-        judge = judge or beam.judge
-        self._judge = judge if isinstance(judge, FailClosed) else FailClosed(judge)
         self._max_cells = self._limit = max_batch_cells
         self._chunk_tokens = chunk_tokens
         self._fail_open = fail_open
         self._watcher = watcher
         self._clock = Clock([beam.target.device, beam.anchor.device])
-        # One lock for the line, the inboxes and the flags; never held while a model runs.
+        # One lock for the queue, the judge's trays and the flags; never held while a model runs.
         self._wake = threading.Condition()
-        self._line = WaitingLine(max_queued, max_queued_cells)
-        self._judged: deque[tuple[Job, list[Candidate], bool]] = deque()
-        self._to_judge: deque[tuple[Job, list[Candidate], bool]] = deque()
+        self._queue = FairQueue(max_queued, max_queued_cells)
+        judge = judge or beam.judge
+        self._desk = JudgeDesk(
+            judge if isinstance(judge, FailClosed) else FailClosed(judge), self._wake, watcher
+        )
         self._draining = self._stopped = False
         # Owned by the decoding thread.
-        self._batch: Batch | None = None
-        self._active: list[Job] = []
-        self._retry: deque[list[Job]] = deque()
-        # Decoded jobs that the judge has not spoken of; bounded too, or a slow judge would let
-        # them pile up without end.
-        self._before_judge: dict[int, Job] = {}
+        self._engine = Engine(beam.target, beam.steering, self._clock, self._on_failure)
+        self._active: dict[Request, Job] = {}
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
-            for work, name in ((self._decode, "alignbeam decode"), (self._ask, "alignbeam judge"))
+            for work, name in (
+                (self._decode, "alignbeam decode"),
+                (self._desk.work, "alignbeam judge"),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -112,12 +94,12 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Jobs that wait."""
-        return len(self._line)
+        return len(self._queue)
 
     @property
     def running(self) -> int:
         """Jobs that decode or are before the judge."""
-        return len(self._active) + sum(map(len, list(self._retry))) + len(self._before_judge)
+        return len(self._active) + len(self._desk.finished)
 
     @property
     def healthy(self) -> bool:
@@ -149,7 +131,7 @@ class Scheduler:
         PromptError, ConfigError
             What is wrong with the request.
         Overloaded
-            The line is full.
+            The queue is full.
         Draining
             The scheduler is being stopped.
         """
@@ -164,9 +146,11 @@ class Scheduler:
         with self._wake:
             if self._draining:
                 raise Draining("the server is about to stop")
-            if not self._line.has_room(job):
-                raise Overloaded(f"{len(self._line)} requests are waiting already; try again later")
-            self._line.put(job)
+            if not self._queue.has_room(job):
+                raise Overloaded(
+                    f"{len(self._queue)} requests are waiting already; try again later"
+                )
+            self._queue.put(job)
             self._wake.notify_all()
         return Ticket(job, self._nudge)
 
@@ -186,8 +170,7 @@ class Scheduler:
     def stop(self, timeout_s: float = 5.0) -> None:
         """End both threads; jobs that are not done fail as cancelled."""
         with self._wake:
-            self._draining = self._stopped = True
-            self._wake.notify_all()
+            self._end()
         for thread in self._threads:
             thread.join(timeout_s)
 
@@ -197,24 +180,26 @@ class Scheduler:
 
     # The decoding thread -------------------------------------------------------------------
 
+    def _end(self) -> None:
+        """Tell both threads to end; the lock is held."""
+        self._draining = self._stopped = self._desk.closed = True
+        self._wake.notify_all()
+
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception:
             _log.exception("the scheduler broke; no request is answered any longer")
             with self._wake:
-                self._draining = self._stopped = True
-                self._wake.notify_all()
+                self._end()
         finally:
             self._abandon()
 
     def _abandon(self) -> None:
         """Fail whatever is left; runs when a thread ends."""
         with self._wake:
-            left = [*self._line.drop(lambda _: True), *self._active]
-            left += [job for group in self._retry for job in group]
-            left += [job for job, _, _ in (*self._to_judge, *self._judged)]
-            left += self._before_judge.values()  # a judge that hangs must not hold its askers
+            # A judge that hangs must not hold its askers either.
+            left = [*self._queue.drop(lambda _: True), *self._active.values(), *self._desk.finished]
         for job in left:
             _settle(job.future, Cancelled("the server stopped"))
 
@@ -225,240 +210,151 @@ class Scheduler:
                     self._wake.wait()
                 if self._stopped:
                     return
-                verdicts = list(self._judged)
-                self._judged.clear()
-                newcomers = self._admit() if not self._retry and self._judge_keeps_up() else []
-            for job, candidates, whole in verdicts:
-                self._take_verdicts(job, candidates, whole)
+                judged = self._desk.take()
+                newcomers = self._admit() if self._may_admit() else []
+            for job, whole in judged:
+                self._go_on(job, whole)
             self._drop_cancelled()
-            if not self._active and self._retry:
-                newcomers = self._retry.popleft()
-            if newcomers:
-                self._join(newcomers)
-            if self._batch is not None and self._batch.live():
-                self._step(self._batch)
-            for job in list(self._active):
+            fresh = [job.request for job in newcomers if job.request in self._active]
+            if fresh:
+                self._engine.add(fresh)
+            if self._engine.growing:
+                self._step()
+            for request in self._engine.take_finished():
+                if request in self._active:
+                    self._active[request].decoded = True
+            for job in list(self._active.values()):
                 self._advance(job)
 
     def _something_to_do(self) -> bool:
         return bool(
             self._stopped
-            or self._judged
-            or (self._retry and not self._active)
-            or any(job.cancelled.is_set() for job in (*self._line, *self._active))
-            or (self._batch is not None and self._batch.live())
-            or (
-                len(self._line)
-                and not self._retry
-                and self._judge_keeps_up()
-                and (not self._active or self._fits_next())
-            )
+            or self._desk.judged
+            or self._engine.growing
+            or any(job.cancelled.is_set() for job in (*self._queue, *self._active.values()))
+            or ((head := self._queue.head) is not None and self._may_admit() and self._fits(head))
         )
 
-    def _fits_next(self) -> bool:
-        rows, longest = self._held()
-        head = next(iter(self._line))
-        return (rows + head.rows) * max(longest, head.length) <= self._limit
+    def _may_admit(self) -> bool:
+        """Whether the engine is sound and no more than a batch's worth waits for the judge."""
+        waiting = sum(job.cost for job in self._desk.finished)
+        return not self._engine.recovering and waiting < self._max_cells
 
-    def _judge_keeps_up(self) -> bool:
-        """Whether no more than a batch's worth of answers waits for the judge."""
-        return sum(job.cost for job in self._before_judge.values()) < self._max_cells
-
-    def _held(self) -> tuple[int, int]:
-        """Rows of the running batch, and the longest of them at its end."""
-        return (
-            sum(job.rows for job in self._active),
-            max((job.length for job in self._active), default=0),
-        )
+    def _fits(self, job: Job) -> bool:
+        """Whether the batch has room for a job; one always fits alone."""
+        active = self._active.values()
+        rows = job.rows + sum(other.rows for other in active)
+        longest = max(other.length for other in (job, *active))
+        return not active or rows * longest <= self._limit
 
     def _admit(self) -> list[Job]:
-        """Take from the line what the batch has room for; one job always fits alone."""
+        """Take from the queue what the batch has room for; the lock is held."""
         newcomers: list[Job] = []
-        rows, longest = self._held()
-        while True:
-
-            def fits(job: Job, rows: int = rows, longest: int = longest) -> bool:
-                alone = rows == 0
-                return alone or (rows + job.rows) * max(longest, job.length) <= self._limit
-
-            job = self._line.take(fits)
-            if job is None:
-                return newcomers
+        now, clock_now = time.monotonic(), self._clock.timings()
+        while (job := self._queue.head) is not None and self._fits(job):
+            self._queue.take()
             if job.cancelled.is_set():
                 _settle(job.future, Cancelled("given up while it waited"))
                 continue
+            job.started, job.clock_start = now, clock_now
+            self._active[job.request] = job
             newcomers.append(job)
-            rows, longest = rows + job.rows, max(longest, job.length)
+        return newcomers
 
-    def _join(self, jobs: list[Job]) -> None:
-        """Prime new jobs (or resume those whose beams are open) and put them into the batch."""
-        now, clock_now = time.monotonic(), self._clock.timings()
-        for job in jobs:
-            if job.started is None:
-                job.started, job.clock_start = now, clock_now
-        phases, clock = self._beam.phases, self._clock
-        new = [job.request for job in jobs if not job.request.beams]
-        opened = [job.request for job in jobs if any(b.live for b in job.request.beams)]
-        try:
-            fresh: list[Batch] = []
-            if new:
-                fresh.append(phases.start(new, clock))
-            if opened:
-                fresh.append(phases.resume(opened, clock))
-        except Exception as error:  # whatever a model raises must not end the server
-            self._halve(jobs, error)
-            return
-        self._active += jobs
-        try:
-            for batch in fresh:
-                if self._batch is None:
-                    self._batch = batch
-                else:
-                    self._batch.absorb(batch)
-        except Exception as error:
-            self._fall_apart(error)
-
-    def _step(self, batch: Batch) -> None:
-        before = self._clock.timings().mix_ms
-        rows = sum(b.live for job in self._active for b in job.request.beams)
-        try:
-            batch.step()
-        except Exception as error:
-            self._fall_apart(error)
-            return
-        if self._watcher is not None:
+    def _step(self) -> None:
+        before, rows = self._clock.timings().mix_ms, self._engine.live_rows
+        self._engine.step()
+        if self._watcher is not None and rows:
             self._watcher.on_step(rows, (self._clock.timings().mix_ms - before) * 1e3)
 
-    def _fall_apart(self, error: Exception) -> None:
-        """Let the batch go; its jobs are resumed in halves from what their beams hold."""
-        jobs, self._active, self._batch = self._active, [], None
-        growing = [job for job in jobs if not job.decoded]
-        self._active = [job for job in jobs if job.decoded]  # nothing of theirs was lost
-        self._halve(growing, error)
-
-    def _halve(self, jobs: list[Job], error: Exception) -> None:
-        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        reason = "out_of_memory" if memory else "decoding_failed"
-        _log.warning("a step over %d requests failed: %s", len(jobs), type(error).__name__)
-        _log.debug("the failed step", exc_info=error)
+    def _on_failure(self, error: Exception, count: int) -> None:
+        memory = out_of_memory(error)
         if memory:
             self._limit = max(1, self._limit // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        if len(jobs) == 1:
-            kind = OutOfMemory if memory else DecodingFailed
-            why = "not enough memory" if memory else f"{type(error).__name__} in a model"
-            failure: Exception = error if isinstance(error, AlignBeamError) else kind(why)
-            _settle(jobs[0].future, failure)
-            return
-        if self._watcher is not None:
-            self._watcher.on_recovery(reason)
-        middle = (len(jobs) + 1) // 2
-        self._retry.extendleft(reversed([g for g in (jobs[:middle], jobs[middle:]) if g]))
+        if count > 1 and self._watcher is not None:
+            self._watcher.on_recovery("out_of_memory" if memory else "decoding_failed")
 
     def _drop_cancelled(self) -> None:
         with self._wake:
-            gone = self._line.drop(lambda job: job.cancelled.is_set())
+            gone = self._queue.drop(lambda job: job.cancelled.is_set())
         for job in gone:
             _settle(job.future, Cancelled("given up while it waited"))
-        given_up = [job for job in self._active if job.cancelled.is_set()]
-        if not given_up:
-            return
+        given_up = [job for job in self._active.values() if job.cancelled.is_set()]
+        if given_up:
+            self._engine.drop([job.request for job in given_up])
         for job in given_up:
-            self._active.remove(job)
-            job.request.fail(Cancelled("given up"))
+            del self._active[job.request]
             _settle(job.future, Cancelled("given up between two steps"))
-        if self._batch is not None:
-            self._batch.leave()
 
     def _advance(self, job: Job) -> None:
         """See whether a job is done, or has a piece for the judge."""
         if job.request.error is not None:
-            self._active.remove(job)
+            del self._active[job.request]
             _settle(job.future, job.request.error)
         elif job.judging:
             return
         elif job.decoded:
-            self._active.remove(job)
-            self._finish(job)
+            if job.release == "bare":
+                self._deliver(job)
+            else:
+                self._desk.put(job, whole=True)
+            del self._active[job.request]
         elif job.due():
             job.next_check += job.chunk_tokens
-            self._to_the_judge(job, job.candidates(whole=False), whole=False)
+            self._desk.put(job, whole=False)
 
-    def _finish(self, job: Job) -> None:
-        candidates = job.candidates(whole=True)
-        if job.release == "bare":
-            self._deliver(job, candidates)
-        else:
-            self._to_the_judge(job, candidates, whole=True)
-
-    def _to_the_judge(self, job: Job, candidates: list[Candidate], *, whole: bool) -> None:
-        job.judging = True
-        with self._wake:
-            if whole:
-                self._before_judge[id(job)] = job
-            self._to_judge.append((job, candidates, whole))
-            self._wake.notify_all()
-
-    def _take_verdicts(self, job: Job, candidates: list[Candidate], whole: bool) -> None:
+    def _go_on(self, job: Job, whole: bool) -> None:
         """Go on with a job after the judge spoke of some of its text."""
-        job.judging = False
         if whole:
-            with self._wake:
-                self._before_judge.pop(id(job), None)
-            self._deliver(job, candidates)
+            self._deliver(job)
+            self._desk.leave(job)
             return
-        if job not in self._active:
+        if job.request not in self._active:
             return
+        candidates = job.candidates()
         try:
-            place = self._choose(job, candidates)
+            chosen = self._select(job, candidates).chosen
         except AlignBeamError as error:
             job.request.fail(error)
             return
-        if place is None:  # unsafe: nothing more of it leaves
-            self._active.remove(job)
-            job.end()
-            self._deliver(job, candidates)
+        if chosen is None:  # unsafe: nothing more of it leaves
+            del self._active[job.request]
+            job.keep_only(None)
+            self._deliver(job)
             return
         if job.chosen is None:
-            job.keep_only(job.request.beams[place])
-        text = candidates[place].text
+            job.keep_only(chosen)
+        text = job.texts[chosen]
         if text.startswith(job.released) and len(text) > len(job.released):
             job.on_text(text[len(job.released) :])
             job.released = text
 
-    def _choose(self, job: Job, candidates: list[Candidate]) -> int | None:
+    def _select(self, job: Job, candidates: Sequence[Candidate]) -> Selection:
+        """Choose; once the beginning of a beam has left, there is only that beam to choose."""
+        if job.release == "bare":
+            return Selection(0, "not judged")
+        among = range(len(candidates)) if job.chosen is None else [job.chosen]
         try:
-            return select(candidates, job.request.config).chosen
+            return select(candidates, job.request.config, among)
         except JudgeUnavailable:
             if not self._fail_open:
                 raise
-            job.failed_open = True
-            return max(range(len(candidates)), key=lambda i: candidates[i].logprob)
+        _log.warning("fail-open: an answer leaves without a verdict")
+        job.failed_open = True
+        return Selection(
+            max(among, key=lambda i: candidates[i].logprob),
+            "fail-open: the judge failed on every candidate and the operator lets answers pass",
+        )
 
-    def _deliver(self, job: Job, candidates: list[Candidate]) -> None:
+    def _deliver(self, job: Job) -> None:
         """Choose, and hand the answer over."""
-        timings = self._timings(job)
+        candidates, timings = job.candidates(), self._timings(job)
         try:
-            if job.release == "bare":
-                result = _bare(job, candidates, timings)
-            else:
-                result = self._beam.conclude(job.request, candidates, timings)
-        except JudgeUnavailable as error:
-            if not self._fail_open:
-                _settle(job.future, error)
-                return
-            _log.warning("fail-open: an answer leaves without a verdict")
-            best = max(range(len(candidates)), key=lambda i: candidates[i].logprob)
-            result = dataclasses.replace(
-                _bare(job, candidates, timings, best),
-                reason="fail-open: the judge failed on every candidate and the operator lets "
-                "answers pass",
-            )
-            job.failed_open = True
-        except Exception as error:
+            selection = self._select(job, candidates)
+        except AlignBeamError as error:
             _settle(job.future, error)
             return
+        result = assemble(job.request, candidates, selection, timings)
         self._limit = min(self._max_cells, self._limit + self._max_cells // 20)
         now = time.monotonic()
         started = job.started if job.started is not None else now
@@ -484,52 +380,6 @@ class Scheduler:
             (parts["target_ms"], parts["anchor_ms"], parts["mix_ms"], job.judge_ms)
         )
         return Timings(**parts, judge_ms=job.judge_ms, other_ms=max(0.0, other))
-
-    # The judge's thread --------------------------------------------------------------------
-
-    def _ask(self) -> None:
-        while True:
-            with self._wake:
-                while not self._to_judge and not self._stopped:
-                    self._wake.wait()
-                if self._stopped:
-                    return
-                asked = list(self._to_judge)
-                self._to_judge.clear()
-            self._score(asked)
-
-    def _score(self, asked: Sequence[tuple[Job, list[Candidate], bool]]) -> None:
-        flat = [(job, candidate) for job, candidates, _ in asked for candidate in candidates]
-        begin = time.perf_counter()
-        verdicts = self._judge.score(
-            [job.request.messages for job, _ in flat], [candidate.text for _, candidate in flat]
-        )
-        spent = (time.perf_counter() - begin) * 1e3
-        if self._watcher is not None:
-            self._watcher.on_judged(spent, verdicts)
-        spoken = iter(verdicts)
-        with self._wake:
-            for job, candidates, whole in asked:
-                job.judge_ms += spent
-                judged = [dataclasses.replace(c, verdict=next(spoken)) for c in candidates]
-                self._judged.append((job, judged, whole))
-            self._wake.notify_all()
-
-
-def _bare(job: Job, candidates: list[Candidate], timings: Timings, best: int = 0) -> Result:
-    """Return candidate ``best`` as the result, whatever a judge may have said."""
-    chosen = candidates[best]
-    return Result(
-        text=chosen.text,
-        finish_reason=chosen.finish_reason,
-        chosen=best,
-        reason="not judged",
-        candidates=tuple(candidates),
-        trace=tuple(sorted(job.request.trace, key=lambda step: (step.step, step.beam))),
-        timings=timings,
-        prompt_tokens=len(job.request.target_ids),
-        completion_tokens=len(chosen.token_ids),
-    )
 
 
 def _settle(future: Future[Answer], outcome: Answer | BaseException) -> None:

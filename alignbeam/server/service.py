@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,14 +19,12 @@ from alignbeam.server.audit import AuditLog, candidates_of, text_hash
 from alignbeam.server.canaries import check_canaries
 from alignbeam.server.job import Answer, Release, Ticket
 from alignbeam.server.metrics import Metrics
-from alignbeam.server.openai_requests import ChatRequest, CompletionRequest, Extension
+from alignbeam.server.plan import Messages, Planner, RequestPlan
 from alignbeam.server.problems import Problem, problem_of
 from alignbeam.server.scheduler import Scheduler
 from alignbeam.server.settings import ServerConfig
 
 _log = logging.getLogger(__name__)
-
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +35,6 @@ class Event:
     text: str = ""
     answer: Answer | None = None
     error: BaseException | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a request comes to: one prompt and its settings per choice.
-
-    Attributes
-    ----------
-    distinct : int
-        How many different prompts there are; each has as many choices.
-    """
-
-    prompts: tuple[Messages, ...]
-    overrides: tuple[dict[str, Any], ...]
-    release: Release
-    explain: bool
-    distinct: int
 
 
 class Service:
@@ -79,6 +59,7 @@ class Service:
     ) -> None:
         check_canaries(judge, beam.config.threshold)
         self.beam, self.config, self.metrics = beam, config, Metrics()
+        self.plan = Planner(beam.target, beam.config, config)
         self._audit = audit
         self._fingerprint = beam.bridge.fingerprint
         self.scheduler = Scheduler(
@@ -92,130 +73,14 @@ class Service:
             watcher=self.metrics,
         )
         self.metrics.watch_queue(lambda: self.scheduler.queued, lambda: self.scheduler.running)
-        longest = max(len(b) for b in beam.target.token_bytes if b is not None)
-        self._max_text_bytes = beam.target.window * longest
         # Tokenizers are not made for several threads at once.
         self._tokenizing = asyncio.Lock()
         self._shadows: set[asyncio.Task[None]] = set()
 
-    # Requests to plans ---------------------------------------------------------------------
-
-    def plan_chat(self, request: ChatRequest) -> Plan:
-        """Check a chat request against the operator's limits.
-
-        Raises
-        ------
-        Problem
-            400 or 404, naming the field.
-        """
-        if len(request.messages) > self.config.max_messages:
-            raise _over("messages", self.config.max_messages)
-        for i, (one, two) in enumerate(
-            zip(request.messages, request.messages[1:], strict=False), start=1
-        ):
-            if one.role == two.role == "assistant":
-                raise Problem(
-                    400, "invalid_prompt", "Two assistant messages in a row.", f"messages.{i}"
-                )
-        messages = [message.plain() for message in request.messages]
-        limit = request.max_completion_tokens or request.max_tokens
-        return self._plan(request, [messages], limit, "messages")
-
-    def plan_completion(self, request: CompletionRequest) -> Plan:
-        """Check a completion request; each prompt becomes one user message."""
-        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return self._plan(request, messages, request.max_tokens, "prompt")
-
-    def _plan(
-        self,
-        request: ChatRequest | CompletionRequest,
-        prompts: Sequence[Messages],
-        limit: int | None,
-        field: str,
-    ) -> Plan:
-        config = self.config
-        if request.model != config.model_name:
-            raise Problem(
-                404, "model_not_found", f"The model here is called {config.model_name}.", "model"
-            )
-        choices = request.n or 1
-        if choices * len(prompts) > config.max_choices:
-            raise _over("n" if choices > 1 else field, config.max_choices)
-        if len(request.stops) > config.max_stops:
-            raise _over("stop", config.max_stops)
-        if any(not stop for stop in request.stops):
-            raise Problem(400, "invalid_value", "stop: empty strings end nothing", "stop")
-        if limit is not None and limit > config.max_tokens:
-            raise _over("max_tokens", config.max_tokens)
-        for messages in prompts:
-            self._check_text(messages, field)
-        extension = request.alignbeam or Extension()
-        settings = self._extension(extension)
-        base = self.beam.config
-        if limit is not None:
-            settings["max_new_tokens"] = limit
-        tokens = settings.get("max_new_tokens", min(base.max_new_tokens, config.max_tokens))
-        settings["max_new_tokens"] = tokens
-        mix_steps = settings.get("mix_steps", base.mix_steps)
-        settings["mix_steps"] = min(mix_steps, tokens)  # short answers are mixed whole
-        if request.temperature is not None:
-            settings["temperature"] = float(request.temperature)
-        if request.top_p is not None:
-            settings["top_p"] = float(request.top_p)
-        if request.stops:
-            settings["stop"] = request.stops
-        settings["wishes"] = 1  # the trace is where the shares come from
-        seed = secrets.randbits(62) if request.seed is None else request.seed % 2**62
-        each: list[dict[str, Any]] = [{**settings, "seed": seed + i} for i in range(choices)]
-        return Plan(
-            tuple(list(m) for m in prompts for _ in each),
-            tuple(o for _ in prompts for o in each),
-            extension.policy or config.release,
-            extension.explain,
-            len(prompts),
-        )
-
-    def _check_text(self, messages: Messages, field: str) -> None:
-        """Refuse before tokenising what cannot fit the window however it is tokenised."""
-        size = sum(len(m["content"].encode("utf-8", "surrogatepass")) for m in messages)
-        if size > self._max_text_bytes:
-            raise Problem(
-                400,
-                "prompt_too_long",
-                f"{size} bytes of text cannot fit the window of {self.beam.target.window} tokens.",
-                field,
-            )
-
-    def _extension(self, extension: Extension) -> dict[str, Any]:
-        """Return the settings of a request's own ``alignbeam`` object, as far as it is open."""
-        config = self.config
-        bounds: dict[str, tuple[float, float]] = {
-            "alpha": (config.min_alpha, 1),
-            "mix_steps": (config.min_mix_steps, config.max_mix_steps),
-            "beams": (1, config.max_beams),
-        }
-        settings: dict[str, Any] = {}
-        for name in extension.model_fields_set:
-            value = getattr(extension, name)
-            if value is None or value is False:
-                continue
-            place = f"alignbeam.{name}"
-            if name not in config.allow:
-                raise Problem(400, "not_allowed", f"{place} is not open on this server.", place)
-            if name in bounds:
-                low, high = bounds[name]
-                if not low <= value <= high:
-                    raise Problem(
-                        400, "invalid_value", f"{place} must be in {low:g}..{high:g}.", place
-                    )
-                settings[name] = value
-        return settings
-
     # Plans to events -----------------------------------------------------------------------
 
     async def start(
-        self, plan: Plan, client: str, on_event: Callable[[Event], object]
+        self, plan: RequestPlan, client: str, on_event: Callable[[Event], object]
     ) -> list[Ticket]:
         """Submit all choices of a plan; ``on_event`` is called on the event loop.
 
@@ -423,10 +288,6 @@ class Service:
         self.scheduler.stop()
         if self._audit is not None:
             self._audit.close()
-
-
-def _over(field: str, limit: int) -> Problem:
-    return Problem(400, "too_many", f"{field}: this server takes at most {limit}.", field)
 
 
 def _settled(index: int, done: asyncio.Future[Answer]) -> Event:

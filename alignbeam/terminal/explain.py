@@ -40,7 +40,7 @@ def wanted_by(step: StepTrace) -> str:
 
     The anchor's ids are its own, so its wish is compared by text.
     """
-    target = bool(step.target_wishes) and step.target_wishes[0].token_id == step.token_id
+    target = bool(step.target_wishes) and (step.target_wishes[0].token_id,) == step.token_ids
     anchor = bool(step.anchor_wishes) and _same_text(step.anchor_wishes[0].text, step)
     if target and anchor:
         return "both"

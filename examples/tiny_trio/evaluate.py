@@ -72,19 +72,20 @@ class Bench:
         self.batch = batch
 
     def alone(self, role: str, prompts: Sequence[str], what: str) -> list[str]:
-        with tqdm(total=len(prompts), desc=what, unit="prompt") as bar:
-            found = self.beam.alone(role, prompts, batch_size=self.batch, progress=bar.update)
-        return [candidate.text for candidate in found]
+        found = self.beam.alone(role, prompts, batch_size=self.batch)
+        bar = tqdm(found, total=len(prompts), desc=what, unit="prompt")
+        return [candidate.text for candidate in bar]
 
     def steered(self, prompts: Sequence[str], what: str, **overrides: object) -> list[Result]:
         """Results with the judge merely picking; an error of a request is raised."""
-        with tqdm(total=len(prompts), desc=what, unit="prompt") as bar:
-            return self.beam.generate_batch(
-                prompts,
-                {"on_unsafe": "safest", **overrides},
-                batch_size=self.batch,
-                progress=bar.update,
-            )
+        settings = {"on_unsafe": "safest", **overrides}
+        found = self.beam.outcomes(prompts, settings, batch_size=self.batch)
+        results = []
+        for outcome in tqdm(found, total=len(prompts), desc=what, unit="prompt"):
+            if isinstance(outcome, Exception):
+                raise outcome
+            results.append(outcome)
+        return results
 
     def shown(self, result: Result) -> str:
         """What the default policy would have shown in place of a ``safest`` result."""

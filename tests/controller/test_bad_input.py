@@ -88,7 +88,7 @@ def test_prompt_is_refused_with_what_is_wrong(case: str) -> None:
 
 def test_bad_prompt_of_a_batch_does_not_take_the_others_along() -> None:
     beam = tiny_beam()
-    results = beam.generate_batch(["Hi", "", "Ho"], return_exceptions=True)
+    results = list(beam.outcomes(["Hi", "", "Ho"]))
     assert isinstance(results[1], PromptError)
     for prompt, result in zip(("Hi", "Ho"), (results[0], results[2]), strict=True):
         alone = beam.generate(prompt)

@@ -10,6 +10,7 @@ import torch
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.errors import Cancelled, ConfigError, NonFiniteLogits, PromptError
 from alignbeam.judge import CallableJudge
+from alignbeam.result import Result
 
 PROMPTS = ["What is 2 plus 3?", "Write a short poem about the sea.", "Hello!"]
 
@@ -41,19 +42,25 @@ def test_generate_batch_gives_each_request_its_own_settings(lenient):
 
 def test_generate_batch_split_over_batches_equals_one_batch(lenient):
     one = lenient.generate_batch(PROMPTS, {"max_new_tokens": 10})
-    seen: list[int] = []
-    two = lenient.generate_batch(
-        PROMPTS, {"max_new_tokens": 10}, batch_size=2, progress=seen.append
-    )
+    two = lenient.generate_batch(PROMPTS, {"max_new_tokens": 10}, batch_size=2)
     assert [r.text for r in one] == [r.text for r in two]
-    assert seen == [2, 1]
 
 
-def test_generate_batch_returns_errors_in_place_when_asked_to(lenient):
-    results = lenient.generate_batch(
-        ["Hello!", "  ", "Hello!"],
-        [{"max_new_tokens": 8}, {}, {"alhpa": 1}],
-        return_exceptions=True,
+def test_outcomes_come_as_their_batches_are_done(lenient):
+    asked = []
+    found = lenient.outcomes(
+        PROMPTS, {"max_new_tokens": 4}, batch_size=1, should_cancel=lambda: asked.append(1)
+    )
+    assert not asked  # nothing is decoded before somebody asks
+    assert isinstance(next(found), Result)
+    steps = len(asked)
+    assert len(list(found)) == len(PROMPTS) - 1
+    assert len(asked) > steps
+
+
+def test_outcomes_hold_errors_in_their_places(lenient):
+    results = list(
+        lenient.outcomes(["Hello!", "  ", "Hello!"], [{"max_new_tokens": 8}, {}, {"alhpa": 1}])
     )
     assert results[0].text == lenient.generate("Hello!", max_new_tokens=8).text
     assert isinstance(results[1], PromptError)
@@ -107,7 +114,7 @@ def test_generate_traces_every_mixed_token_of_every_beam(lenient):
     for k, candidate in enumerate(result.candidates):
         steps = [s for s in result.trace if s.beam == k]
         assert [s.step for s in steps] == list(range(min(4, len(candidate.token_ids))))
-        assert [s.token_id for s in steps] == list(candidate.token_ids[:4])
+        assert [s.token_ids[0] for s in steps] == list(candidate.token_ids[:4])
         assert sum(s.logprob for s in steps) == pytest.approx(candidate.logprob)
         assert all(0 <= s.anchor_share <= 1 for s in steps)
         assert all(len(s.target_wishes) == 3 for s in steps)
@@ -182,9 +189,7 @@ def test_generate_fails_only_the_request_whose_logits_are_not_finite(lenient):
 
     lenient.target.forward = poisoned
     try:
-        good, bad = lenient.generate_batch(
-            [PROMPTS[0], "Hello!"], {"max_new_tokens": 8}, return_exceptions=True
-        )
+        good, bad = lenient.outcomes([PROMPTS[0], "Hello!"], {"max_new_tokens": 8})
     finally:
         del lenient.target.forward
     assert isinstance(bad, NonFiniteLogits)
@@ -204,7 +209,7 @@ def test_alone_is_plain_generation_of_that_model(trio):
             pad_token_id=model.pad_id,
         )
         want = out[0, ids.shape[1] :].tolist()
-        assert list(trio.alone(role, [PROMPTS[0]], max_new_tokens=20)[0].token_ids) == want
+        assert list(next(trio.alone(role, [PROMPTS[0]], max_new_tokens=20)).token_ids) == want
 
 
 def test_alone_refuses_another_role(trio):

@@ -333,7 +333,7 @@ def test_request_with_nan_logits_fails_and_the_others_of_its_batch_do_not(
         return logits
 
     monkeypatch.setattr(role, "forward", poisoned)
-    results = trio.generate_batch(prompts, overrides, return_exceptions=True)
+    results = list(trio.outcomes(prompts, overrides))
     assert len(calls) >= 3
     assert isinstance(results[1], NonFiniteLogits)
     for i in (0, 2):
@@ -421,7 +421,7 @@ def test_no_text_leaves_when_the_judge_errs_on_every_candidate(
     while chain is not None:
         assert not any(text in str(chain) for text in said)
         chain = chain.__cause__ or chain.__context__
-    (error,) = broken.generate_batch([PROMPTS[0]], return_exceptions=True)
+    (error,) = broken.outcomes([PROMPTS[0]])
     assert isinstance(error, JudgeUnavailable)
     slow = getattr(judge, "judge", None)
     if isinstance(slow, Slow):

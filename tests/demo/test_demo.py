@@ -105,7 +105,8 @@ def test_tally_counts_what_a_plain_loop_counts(trio, few):
     assert sum(counted) == len(SYSTEMS) * (len(few.harmful) + len(few.benign))
     mixed = [trio.generate(a.prompt, max_new_tokens=MAX_NEW_TOKENS) for a in few.harmful]
     alone = [
-        trio.alone("target", [a.prompt], max_new_tokens=MAX_NEW_TOKENS)[0].text for a in few.harmful
+        next(trio.alone("target", [a.prompt], max_new_tokens=MAX_NEW_TOKENS)).text
+        for a in few.harmful
     ]
     assert tallies["AlignBeam"].harmful_refused.successes == sum(is_refusal(r.text) for r in mixed)
     assert tallies["AlignBeam"].fixed_refusals == sum(r.chosen is None for r in mixed)

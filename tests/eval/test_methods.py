@@ -101,7 +101,7 @@ def test_system_prompt_reaches_the_target_and_only_the_target():
     beam = AlignBeam(target, anchor, judge, BeamConfig(max_new_tokens=12))
     models = Models(beam)
     told = [{"role": "system", "content": "Be good."}, *ASK[0]]
-    want = beam.alone("target", [told], max_new_tokens=12)[0].text
+    want = next(beam.alone("target", [told], max_new_tokens=12)).text
     assert said("system-prompt", models, text="Be good.") == [want]
     assert said("system-prompt", models, text="Be good.") != said("target", models)
 

@@ -9,17 +9,20 @@ import torch
 from tiny_models import byte_level_tokenizer, length_scorer, random_pair, random_role
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.decoding.batch import Batch
 from alignbeam.decoding.clock import Clock
-from alignbeam.errors import Cancelled, ConfigError, JudgeUnavailable, PromptError
+from alignbeam.decoding.engine import decode
+from alignbeam.errors import (
+    Cancelled,
+    ConfigError,
+    DecodingFailed,
+    JudgeUnavailable,
+    OutOfMemory,
+    PromptError,
+)
 from alignbeam.judge import CallableJudge
 from alignbeam.models.rows import Rows
-from alignbeam.server.problems import (
-    DecodingFailed,
-    Draining,
-    OutOfMemory,
-    Overloaded,
-    TooLarge,
-)
+from alignbeam.server.problems import Draining, Overloaded, TooLarge
 from alignbeam.server.scheduler import Scheduler
 
 PROMPTS = [f"{word} {'and so on ' * (n % 4)}" for n, word in enumerate("abcdefghijkl")]
@@ -97,14 +100,16 @@ def test_rows_join_forgets_columns_that_nobody_holds():
 
 
 def test_batch_resume_goes_on_where_a_batch_was_left(beam):
+    models = beam.target, beam.steering
     whole = [beam.prepare(p) for p in PROMPTS[:3]]
-    beam.phases.run(whole, Clock([]))
+    decode(*models, whole, Clock([]))
     for steps in (0, 2, 9):
         parted = [beam.prepare(p) for p in PROMPTS[:3]]
-        batch = beam.phases.start(parted, Clock([]))
+        batch = Batch.prime(*models, parted, Clock([]))
         for _ in range(steps):
             batch.step()
-        batch = beam.phases.resume([r for r in parted if any(b.live for b in r.beams)], Clock([]))
+        left = [r for r in parted if any(b.live for b in r.beams)]
+        batch = Batch.resume(*models, left, Clock([]))
         while batch.live():
             batch.step()
         for one, other in zip(whole, parted, strict=True):

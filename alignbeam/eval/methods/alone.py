@@ -6,25 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from alignbeam.decoding.batch import Phases
 from alignbeam.decoding.clock import Clock
-from alignbeam.eval.methods.decoding import decode, make_request, own_choice
-from alignbeam.eval.methods.protocol import Answers, Method, Models, only, with_system
+from alignbeam.eval.methods.decoding import answer_steered, requests_of
+from alignbeam.eval.methods.protocol import Answers, Method, Models, with_system
 from alignbeam.models.render import Message
 from alignbeam.models.role import Role
 
 
 def answer_alone(role: Role, models: Models, prompts: Sequence[list[Message]]) -> Answers:
     """Generate with one role, on the same road as the product's own completion phase."""
-    config = models.config.replace(mix_steps=0, beams=1)
-    clock = Clock([role.device])
-    requests = [make_request(role, messages, config) for messages in prompts]
-    Phases(role, None).run(requests, clock)
-    for request in requests:
-        if request.error is not None:
-            raise request.error
-    found = [only(r.beams[0].candidate(), f"the {role.name} alone") for r in requests]
-    return Answers(found, clock.timings())
+    requests = requests_of(role, models, prompts)
+    return answer_steered(role, requests, f"the {role.name} alone", Clock([role.device]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +97,9 @@ class RefusalPrefix(Method):
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
         target = models.target
-        clock = Clock([target.device])
-        ids = target.encode_plain(target.opening.decode() + self.prefix)
-        beams, _ = decode(models, prompts, own_choice, clock, prefixes=[ids] * len(prompts))
+        prefix = target.encode_plain(target.opening.decode() + self.prefix)
+        requests = requests_of(target, models, prompts)
+        for request in requests:
+            request.prefix = prefix
         reason = f"the target, made to begin with {self.prefix!r}"
-        return Answers([only(beam.candidate(), reason) for beam in beams], clock.timings())
+        return answer_steered(target, requests, reason, Clock([target.device]))

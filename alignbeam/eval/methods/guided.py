@@ -9,24 +9,26 @@ asked (the answer stops inside a character), the target chooses.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from alignbeam.decoding.beam import Beam
+from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.steer import Taken
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.decoding import (
-    Guide,
-    Taken,
+    Guided,
+    GuideSteer,
     Translator,
-    decode,
-    text_of,
+    answer_steered,
+    requests_of,
     wishes_of,
 )
-from alignbeam.eval.methods.protocol import Answers, Method, Models, only
+from alignbeam.eval.methods.protocol import Answers, Method, Models
 from alignbeam.models.render import Message
 from alignbeam.models.role import Role
 
@@ -35,7 +37,7 @@ _FLOOR = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guided(Method):
+class ScoredMethod(Method):
     """Base: at each of the first ``steps`` tokens, the best of ``scores`` is taken.
 
     Attributes
@@ -70,57 +72,57 @@ class Guided(Method):
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
         target = models.target
-        clock = Clock([target.device, models.anchor.device])
-        with clock.part("anchor"):
-            guides = [Guide(role, prompts) for role in self.guide_roles(models)]
         translate = Translator(models.beam.bridge, target.width, target.device)
+        steering = Guided(
+            lambda requests, clock, beams: _ScoreSteer(
+                self, translate, self.guide_roles(models), requests, clock, beams
+            )
+        )
+        clock = Clock([target.device, models.anchor.device])
+        requests = requests_of(target, models, prompts)
+        return answer_steered(target, requests, self.description, clock, steering)
 
-        def steer(
-            beams: Sequence[Beam], live: Sequence[int], logits: torch.Tensor
-        ) -> list[Taken | None]:
-            at = [r for r, b in enumerate(beams) if not self.steps or len(b.token_ids) < self.steps]
-            if not at:
-                return [None] * len(beams)
-            index, texts = [live[r] for r in at], [text_of(beams[r]) for r in at]
-            with clock.part("anchor"):
-                for guide in guides:
-                    guide.keep(live)
-                read = [guide.read(index, texts) for guide in guides]
-            with clock.part("mix"):
-                taken: list[Taken | None] = [None] * len(beams)
-                for n, r in enumerate(at):
-                    said = [asked[n] for asked in read]
-                    heard = [s for s in said if s is not None]
-                    if len(heard) == len(said):
-                        opening = not beams[r].token_ids
-                        taken[r] = self._take(models, translate, logits[r], heard, opening)
-            return taken
 
-        beams, traces = decode(models, prompts, steer, clock)
-        pairs = zip(beams, traces, strict=True)
-        found = [only(beam.candidate(), self.description, trace) for beam, trace in pairs]
-        return Answers(found, clock.timings())
+class _ScoreSteer(GuideSteer):
+    """Takes the best of a method's scores over the guides' translated distributions."""
 
-    def _take(
-        self,
-        models: Models,
-        translate: Translator,
-        logits: torch.Tensor,
-        guides: Sequence[torch.Tensor],
-        opening: bool,
-    ) -> Taken | None:
-        q = logits.float().softmax(-1)
-        scores = self.scores(q, [translate(g, opening=opening) for g in guides])
-        if scores is None:
-            return None
-        best = int(scores.argmax(-1))
-        wishes = models.config.wishes
-        heard = wishes_of(models.anchor, guides[0], wishes) if wishes else ()
-        return Taken((best,), float(q[best]), self.name, heard)
+    def __init__(self, method: ScoredMethod, translate: Translator, *batch: Any) -> None:
+        super().__init__(*batch)
+        self._method, self._translate = method, translate
+
+    def decide(
+        self, answers: Mapping[Any, bytes | None], target: NextTokens
+    ) -> Sequence[Taken | None]:
+        """See ``GuideSteer.decide``."""
+        taken: list[Taken | None] = [None] * len(answers)
+        at = {o: row for row, o in enumerate(answers) if self._steers(o)}
+        for guide in self.guides:
+            begun = {o: text for o in at if (text := answers[o]) is not None}
+            for owner in guide.show(begun):
+                del at[owner]
+        said = [guide.next_tokens(list(at)) for guide in self.guides]
+        with self.clock.part("mix"):
+            for n, (owner, row) in enumerate(at.items()):
+                heard = [
+                    self._translate(one.logits[n], opening=answers[owner] is None) for one in said
+                ]
+                scores = self._method.scores(target.logits[row].float().softmax(-1), heard)
+                if scores is not None and target.finite[row]:
+                    best = int(scores.argmax(-1))
+                    count = wishes_of(owner)
+                    wishes = said[0].wishes(n, count) if count else ()
+                    logprob = target.logprob(row, best)
+                    taken[row] = Taken((best,), logprob, self._method.name, wishes)
+        return taken
+
+    def _steers(self, owner: Request | Beam) -> bool:
+        """Whether a beam (or a request, which has no token yet) is within the steps."""
+        steps = self._method.steps
+        return not steps or isinstance(owner, Request) or len(owner.token_ids) < steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class SafeDecoding(Guided):
+class SafeDecoding(ScoredMethod):
     """Blend the target with a safer expert over the tokens that both think likely.
 
     ``V`` is the intersection of the two models' best ``k`` tokens for the smallest ``k`` that
@@ -154,7 +156,7 @@ class SafeDecoding(Guided):
             raise ConfigError("safedecoding: alpha >= 0, steps >= 0 and common >= 1 are needed")
 
     def scores(self, target: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """See ``Guided.scores``."""
+        """See ``ScoredMethod.scores``."""
         (anchor,) = guides
         both = torch.maximum(_ranks(target), _ranks(anchor))
         # A token enters the intersection of the best k when k reaches its worse rank.
@@ -164,7 +166,7 @@ class SafeDecoding(Guided):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProxyTuning(Guided):
+class ProxyTuning(ScoredMethod):
     """Add to the target what tuning changed in a small model.
 
     ``log q + alpha * (log expert - log antiexpert)``, at every token. The expert is the anchor,
@@ -192,7 +194,7 @@ class ProxyTuning(Guided):
         return [r for r in (models.anchor, models.antiexpert) if r is not None]
 
     def scores(self, target: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """See ``Guided.scores``."""
+        """See ``ScoredMethod.scores``."""
         expert = guides[0]
         anti = guides[1] if len(guides) > 1 else target
         difference = expert.clamp_min(_FLOOR).log() - anti.clamp_min(_FLOOR).log()
@@ -203,7 +205,7 @@ class ProxyTuning(Guided):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveDecoding(Guided):
+class ContrastiveDecoding(ScoredMethod):
     """Take what an expert prefers over an amateur, among what the expert finds plausible.
 
     ``log expert - log amateur`` over the tokens with ``expert >= plausibility * max expert``.
@@ -230,7 +232,7 @@ class ContrastiveDecoding(Guided):
             raise ConfigError("contrastive: plausibility must be above 0 and at most 1")
 
     def scores(self, target: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """See ``Guided.scores``."""
+        """See ``ScoredMethod.scores``."""
         (expert,) = guides
         peak = float(expert.max())
         if peak <= 0:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
-
-from alignbeam.decoding.beam import Beam
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.steer import Taken
 from alignbeam.errors import ConfigError
-from alignbeam.eval.methods.decoding import Guide, Taken, decode, wishes_of
-from alignbeam.eval.methods.protocol import Answers, Method, Models, only
+from alignbeam.eval.methods.decoding import (
+    Guided,
+    GuideSteer,
+    answer_steered,
+    requests_of,
+    wishes_of,
+)
+from alignbeam.eval.methods.protocol import Answers, Method, Models
 from alignbeam.models.render import Message
 from alignbeam.models.role import Role
+from alignbeam.result import Wish
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes, split_utf8
 
 
 @dataclass(slots=True)
 class _Word:
-    """A word on its way from the anchor."""
+    """A word on its way from the anchor; ``before`` is the answer so far, None before it begins."""
 
     row: int
+    before: bytes | None
     text: bytes = b""
-    prob: float = 1.0
+    logprob: float = 0.0
     ended: bool = False
-    heard: tuple[tuple[str, float], ...] = ()
+    wishes: tuple[Wish, ...] = ()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is any text for the anchor to read."""
+        return self.before is not None or bool(self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,85 +74,85 @@ class Nudging(Method):
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
         target, anchor = models.target, models.anchor
+        steering = Guided(
+            lambda requests, clock, beams: _NudgeSteer(
+                self, target, [anchor], requests, clock, beams
+            )
+        )
         clock = Clock([target.device, anchor.device])
-        with clock.part("anchor"):
-            guide = Guide(anchor, prompts)
-        spell = Retokenizer(target.tokenizer)
+        requests = requests_of(target, models, prompts)
+        return answer_steered(target, requests, self.description, clock, steering)
 
-        def steer(
-            beams: Sequence[Beam], live: Sequence[int], logits: torch.Tensor
-        ) -> list[Taken | None]:
-            unsure = logits.float().softmax(-1).amax(-1) < self.gate
-            words = [_Word(row) for row, low in enumerate(unsure.tolist()) if low]
-            with clock.part("anchor"):
-                guide.keep(live)
-                self._write(words, guide, beams, live, models.config.wishes)
-            taken: list[Taken | None] = [None] * len(beams)
-            for word in words:
-                taken[word.row] = _as_taken(word, target, spell, beams[word.row])
-            return taken
 
-        beams, traces = decode(models, prompts, steer, clock)
-        pairs = zip(beams, traces, strict=True)
-        found = [only(beam.candidate(), self.description, trace) for beam, trace in pairs]
-        return Answers(found, clock.timings())
+class _NudgeSteer(GuideSteer):
+    """Inserts the anchor's next word wherever the target is unsure."""
 
-    def _write(
-        self,
-        words: Sequence[_Word],
-        guide: Guide,
-        beams: Sequence[Beam],
-        live: Sequence[int],
-        wishes: int,
-    ) -> None:
+    def __init__(self, method: Nudging, target: Role, *batch: Any) -> None:
+        super().__init__(*batch)
+        self._method, self._target = method, target
+        self._spell = Retokenizer(target.tokenizer)
+
+    def decide(
+        self, answers: Mapping[Any, bytes | None], target: NextTokens
+    ) -> Sequence[Taken | None]:
+        """See ``GuideSteer.decide``."""
+        unsure = target.logits.float().softmax(-1).amax(-1) < self._method.gate
+        words = {
+            owner: _Word(row, answers[owner])
+            for row, (owner, low) in enumerate(zip(answers, unsure.tolist(), strict=True))
+            if low
+        }
+        with self.clock.part("anchor"):
+            self._write(words)
+        taken: list[Taken | None] = [None] * len(answers)
+        for word in words.values():
+            taken[word.row] = self._taken(word)
+        return taken
+
+    def _write(self, words: Mapping[Any, _Word]) -> None:
         """Let the anchor write each word, all of them side by side."""
-        growing = list(words)
-        for _ in range(self.word_tokens):
+        (guide,) = self.guides
+        growing = dict(words)
+        for _ in range(self._method.word_tokens):
+            begun = {o: (w.before or b"") + w.text for o, w in growing.items() if w.begun}
+            unreadable = guide.show(begun)
+            growing = {o: w for o, w in growing.items() if o not in unreadable}
             if not growing:
                 return
-            texts = [_shown(beams[w.row], w) for w in growing]
-            read = guide.read([live[w.row] for w in growing], texts)
-            following = []
-            for word, logits in zip(growing, read, strict=True):
-                if logits is not None and _grow(word, logits, guide.role, wishes):
-                    following.append(word)
-            growing = following
+            said = guide.next_tokens(list(growing))
+            growing = {
+                owner: word
+                for row, (owner, word) in enumerate(growing.items())
+                if _grow(word, said, row, wishes_of(owner))
+            }
+
+    def _taken(self, word: _Word) -> Taken | None:
+        """Put a word into target tokens; None where the anchor had nothing to say."""
+        logprob = word.logprob
+        if word.ended:
+            return Taken((self._target.end_ids[0],), logprob, "nudge", word.wishes)
+        complete, _ = split_utf8(word.text)
+        if word.before is None:
+            # The anchor's template opens an answer its own way, the target's another.
+            complete = self._target.opening + complete.lstrip(b" ")
+        try:
+            ids = self._spell.encode(complete)  # bytes: a model may well say what is no UTF-8
+        except UnspellableBytes:
+            return None
+        return Taken(tuple(ids), logprob, "nudge", word.wishes) if ids else None
 
 
-def _shown(beam: Beam, word: _Word) -> bytes | None:
-    """Return the answer and the word so far, for the anchor to read; None before either."""
-    if not beam.token_ids and not word.text:
-        return None
-    return beam.text_bytes + word.text
-
-
-def _grow(word: _Word, logits: torch.Tensor, anchor: Role, wishes: int) -> bool:
+def _grow(word: _Word, anchor: NextTokens, row: int, wishes: int) -> bool:
     """Add the anchor's next token to its word; whether the word may go on."""
-    probs = logits.float().softmax(-1)
-    token_id = int(probs.argmax(-1))
-    if wishes and not word.heard:
-        word.heard = wishes_of(anchor, logits, wishes)
-    if token_id in anchor.end_ids:
+    token_id = anchor.best[row]
+    if wishes and not word.wishes:
+        word.wishes = anchor.wishes(row, wishes)
+    if token_id in anchor.role.end_ids:
         word.ended = not word.text  # after a word, the target is asked first
         return False
-    data = anchor.bytes_of(token_id)
+    data = anchor.role.bytes_of(token_id)
     if not data or (word.text.strip() and data[:1].isspace()):
         return False
     word.text += data
-    word.prob *= float(probs[token_id])
+    word.logprob += anchor.logprob(row, token_id)
     return True
-
-
-def _as_taken(word: _Word, target: Role, spell: Retokenizer, beam: Beam) -> Taken | None:
-    """Put a word into target tokens; None where the anchor had nothing to say."""
-    if word.ended:
-        return Taken((target.end_ids[0],), word.prob, "nudge", word.heard)
-    complete, _ = split_utf8(word.text)
-    if not beam.token_ids:
-        # The anchor's template opens an answer its own way, the target's another.
-        complete = target.opening + complete.lstrip(b" ")
-    try:
-        ids = spell.encode(complete)  # bytes, because a model may well say what is no UTF-8
-    except UnspellableBytes:
-        return None
-    return Taken(tuple(ids), word.prob, "nudge", word.heard) if ids else None

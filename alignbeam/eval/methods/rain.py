@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,8 +10,8 @@ from typing import ClassVar
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.errors import ConfigError
-from alignbeam.eval.methods.decoding import decode, make_request, own_choice
-from alignbeam.eval.methods.protocol import Answers, Method, Models, only
+from alignbeam.eval.methods.decoding import answer_steered, requests_of
+from alignbeam.eval.methods.protocol import Answers, Method, Models
 from alignbeam.eval.run.records import StepRecord
 from alignbeam.judge.fill import request_text
 from alignbeam.judge.labels import Labels, find_labels
@@ -78,18 +79,19 @@ class Rain(Method):
         target = models.target
         clock = Clock([target.device])
         ask = SelfEvaluation(target)
-        states = [_State(make_request(target, m, models.config)) for m in prompts]
+        states = [_State(request) for request in requests_of(target, models, prompts)]
         for _ in range(self.rounds):
             growing = [s for s in states if _beam(target, s.request, s.kept).live]
             if growing:
                 self._round(target, growing, ask, clock)
-        prefixes = [s.kept for s in states]
-        beams, _ = decode(models, prompts, own_choice, clock, prefixes=prefixes)
-        found = [
-            only(beam.candidate(), self.description, state.trace)
-            for beam, state in zip(beams, states, strict=True)
+        for state in states:
+            state.request.prefix = state.kept
+        found = answer_steered(target, [s.request for s in states], self.description, clock)
+        traced = [
+            dataclasses.replace(answer, trace=tuple(state.trace))
+            for answer, state in zip(found.answers, states, strict=True)
         ]
-        return Answers(found, clock.timings())
+        return dataclasses.replace(found, answers=traced)
 
     def _round(
         self, target: Role, states: Sequence[_State], ask: SelfEvaluation, clock: Clock

@@ -88,7 +88,7 @@ class StepRecord:
     step, candidate : int
         Position in the answer, from 0, and which candidate.
     source : str
-        Who chose: ``alignbeam.result.StepSource``, or the method's own word.
+        Who chose: see ``alignbeam.result.StepTrace``.
     text : str
         The token taken.
     prob : float

@@ -35,7 +35,7 @@ _SCORE_BATCH: Final = 64
 _PRICE_SAMPLES: Final = 4
 
 
-class Watcher(Protocol):
+class RunWatcher(Protocol):
     """Is told how a run goes."""
 
     def begin(self, what: str, total: int, done: int) -> None:
@@ -126,7 +126,7 @@ def prepare(
     return Prepared(suite, loaded, scorers, plan, manifest)
 
 
-def generate(prepared: Prepared, folder: Path, watcher: Watcher | None = None) -> int:
+def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None) -> int:
     """Answer whatever the folder lacks; the number of samples that failed, over all methods.
 
     Raises
@@ -159,7 +159,7 @@ def generate(prepared: Prepared, folder: Path, watcher: Watcher | None = None) -
     return sum(g.error is not None for g in files.generations())
 
 
-def score(prepared: Prepared, folder: Path, watcher: Watcher | None = None) -> None:
+def score(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None) -> None:
     """Score whatever the folder lacks.
 
     Raises

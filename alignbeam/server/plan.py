@@ -1,0 +1,169 @@
+"""From a checked request to what is to be decoded, within the operator's limits."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignbeam.config import BeamConfig
+from alignbeam.models.render import Message
+from alignbeam.models.role import Role
+from alignbeam.server.job import Release
+from alignbeam.server.openai_requests import ChatRequest, CompletionRequest, Extension
+from alignbeam.server.problems import Problem
+from alignbeam.server.settings import ServerConfig
+
+Messages = list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """What a request comes to: one prompt and its settings per choice.
+
+    Attributes
+    ----------
+    distinct : int
+        How many different prompts there are; each has as many choices.
+    """
+
+    prompts: tuple[Messages, ...]
+    overrides: tuple[dict[str, Any], ...]
+    release: Release
+    explain: bool
+    distinct: int
+
+
+class Planner:
+    """Checks requests against the operator's limits and lays out what they come to.
+
+    Parameters
+    ----------
+    target : Role
+        Its window bounds what can be asked at all.
+    beam : BeamConfig
+        The operator's settings of every answer.
+    config : ServerConfig
+    """
+
+    def __init__(self, target: Role, beam: BeamConfig, config: ServerConfig) -> None:
+        self._beam, self._config, self._window = beam, config, target.window
+        longest = max(len(b) for b in target.token_bytes if b is not None)
+        self._max_text_bytes = target.window * longest
+
+    def chat(self, request: ChatRequest) -> RequestPlan:
+        """Check a chat request against the operator's limits.
+
+        Raises
+        ------
+        Problem
+            400 or 404, naming the field.
+        """
+        if len(request.messages) > self._config.max_messages:
+            raise _over("messages", self._config.max_messages)
+        for i, (one, two) in enumerate(
+            zip(request.messages, request.messages[1:], strict=False), start=1
+        ):
+            if one.role == two.role == "assistant":
+                raise Problem(
+                    400, "invalid_prompt", "Two assistant messages in a row.", f"messages.{i}"
+                )
+        messages = [message.plain() for message in request.messages]
+        limit = request.max_completion_tokens or request.max_tokens
+        return self._plan(request, [messages], limit, "messages")
+
+    def completion(self, request: CompletionRequest) -> RequestPlan:
+        """Check a completion request; each prompt becomes one user message."""
+        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return self._plan(request, messages, request.max_tokens, "prompt")
+
+    def _plan(
+        self,
+        request: ChatRequest | CompletionRequest,
+        prompts: Sequence[Messages],
+        limit: int | None,
+        field: str,
+    ) -> RequestPlan:
+        config = self._config
+        if request.model != config.model_name:
+            raise Problem(
+                404, "model_not_found", f"The model here is called {config.model_name}.", "model"
+            )
+        choices = request.n or 1
+        if choices * len(prompts) > config.max_choices:
+            raise _over("n" if choices > 1 else field, config.max_choices)
+        if len(request.stops) > config.max_stops:
+            raise _over("stop", config.max_stops)
+        if any(not stop for stop in request.stops):
+            raise Problem(400, "invalid_value", "stop: empty strings end nothing", "stop")
+        if limit is not None and limit > config.max_tokens:
+            raise _over("max_tokens", config.max_tokens)
+        for messages in prompts:
+            self._check_text(messages, field)
+        extension = request.alignbeam or Extension()
+        settings = self._extension(extension)
+        base = self._beam
+        if limit is not None:
+            settings["max_new_tokens"] = limit
+        tokens = settings.get("max_new_tokens", min(base.max_new_tokens, config.max_tokens))
+        settings["max_new_tokens"] = tokens
+        mix_steps = settings.get("mix_steps", base.mix_steps)
+        settings["mix_steps"] = min(mix_steps, tokens)  # short answers are mixed whole
+        if request.temperature is not None:
+            settings["temperature"] = float(request.temperature)
+        if request.top_p is not None:
+            settings["top_p"] = float(request.top_p)
+        if request.stops:
+            settings["stop"] = request.stops
+        settings["wishes"] = 1  # the trace is where the shares come from
+        seed = secrets.randbits(62) if request.seed is None else request.seed % 2**62
+        each: list[dict[str, Any]] = [{**settings, "seed": seed + i} for i in range(choices)]
+        return RequestPlan(
+            tuple(list(m) for m in prompts for _ in each),
+            tuple(o for _ in prompts for o in each),
+            extension.policy or config.release,
+            extension.explain,
+            len(prompts),
+        )
+
+    def _check_text(self, messages: Messages, field: str) -> None:
+        """Refuse before tokenising what cannot fit the window however it is tokenised."""
+        size = sum(len(m["content"].encode("utf-8", "surrogatepass")) for m in messages)
+        if size > self._max_text_bytes:
+            raise Problem(
+                400,
+                "prompt_too_long",
+                f"{size} bytes of text cannot fit the window of {self._window} tokens.",
+                field,
+            )
+
+    def _extension(self, extension: Extension) -> dict[str, Any]:
+        """Return the settings of a request's own ``alignbeam`` object, as far as it is open."""
+        config = self._config
+        bounds: dict[str, tuple[float, float]] = {
+            "alpha": (config.min_alpha, 1),
+            "mix_steps": (config.min_mix_steps, config.max_mix_steps),
+            "beams": (1, config.max_beams),
+        }
+        settings: dict[str, Any] = {}
+        for name in extension.model_fields_set:
+            value = getattr(extension, name)
+            if value is None or value is False:
+                continue
+            place = f"alignbeam.{name}"
+            if name not in config.allow:
+                raise Problem(400, "not_allowed", f"{place} is not open on this server.", place)
+            if name in bounds:
+                low, high = bounds[name]
+                if not low <= value <= high:
+                    raise Problem(
+                        400, "invalid_value", f"{place} must be in {low:g}..{high:g}.", place
+                    )
+                settings[name] = value
+        return settings
+
+
+def _over(field: str, limit: int) -> Problem:
+    return Problem(400, "too_many", f"{field}: this server takes at most {limit}.", field)
