@@ -60,16 +60,7 @@ class AlignBeam:
         self.anchor = anchor
         self.judge = judge if isinstance(judge, FailClosed) else FailClosed(judge)
         self.config = config or BeamConfig()
-        self.bridge = bridge or Bridge.build(
-            anchor.tokenizer,
-            target.tokenizer,
-            anchor.width,
-            target.width,
-            anchor_end_ids=anchor.end_ids,
-            target_end_ids=target.end_ids,
-            anchor_opening=anchor.opening,
-            target_opening=target.opening,
-        )
+        self.bridge = bridge or Bridge.build(anchor.vocabulary, target.vocabulary)
         self.steering = AnchorSteering(anchor, self.bridge, target.device)
 
     @classmethod

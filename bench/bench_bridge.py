@@ -64,13 +64,14 @@ def one_build(anchor: str, target: str, folder: str) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from alignbeam.vocab.bridge import Bridge
+    from alignbeam.vocab.vocabulary import Vocabulary
 
     pair = [AutoTokenizer.from_pretrained(VOCABS / name) for name in (anchor, target)]
     widths = [HEADS.get(name, len(t)) for name, t in zip((anchor, target), pair, strict=True)]
 
     def timed() -> tuple[float, float, Bridge]:
         wall, cpu = time.perf_counter(), time.process_time()
-        bridge = Bridge.build(*pair, *widths, cache_dir=folder)
+        bridge = Bridge.build(*map(Vocabulary.of, pair, widths), cache_dir=folder)
         return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu), bridge
 
     first_ms, first_cpu_ms, first = timed()

@@ -24,7 +24,7 @@ class AnchorSteering:
 
     def __init__(self, anchor: Role, bridge: Bridge, device: torch.device) -> None:
         self.anchor = anchor
-        self.retokenizer = Retokenizer(anchor.tokenizer, anchor.token_bytes)
+        self.retokenizer = Retokenizer(anchor.vocabulary)
         self.mix = Mixer(bridge, device, after_opening=self._after_opening())
         self.opening_id = self._opening_id()
 
@@ -54,7 +54,7 @@ class AnchorSteering:
         A token that begins with the opening would spell it twice.
         """
         anchor = self.anchor
-        starts = [(b or b"").startswith(anchor.opening) for b in anchor.token_bytes]
+        starts = [(b or b"").startswith(anchor.opening) for b in anchor.vocabulary.token_bytes]
         starts += [False] * (anchor.width - len(starts))
         return ~torch.tensor(starts)
 

@@ -19,7 +19,6 @@ from alignbeam.doctor.report import (
 from alignbeam.doctor.side import Side, open_side, weights_folder
 from alignbeam.doctor.translation import (
     FALLBACKS,
-    build_bridge,
     coverage_rows,
     opening_rows,
     translated_share,
@@ -75,9 +74,9 @@ def examine(
     if embedded or settings.judge.model is not None:
         sides.append(open_side("judge", settings.judge, load=load))
         canaries = canary_rows(sides[-1], settings.judge)
-    bridge = build_bridge(anchor_side, target_side, config.fallback)
+    bridge = Bridge.build(anchor_side.vocabulary, target_side.vocabulary, config.fallback)
     coverage = coverage_rows(bridge, anchor_side)
-    openings = opening_rows(bridge, anchor_side, target_side)
+    openings = opening_rows(bridge, anchor_side.vocabulary, target_side.vocabulary)
     backends = backend_rows()
     findings = [
         *_side_findings(sides),
@@ -124,27 +123,19 @@ def backend_rows() -> tuple[BackendRow, ...]:
 
 def _side_findings(sides: list[Side]) -> Iterator[Finding]:
     for side in sides:
-        tokens, width = len(side.tokenizer), side.width
-        if not side.end_ids:
+        if not side.vocabulary.end_ids:
             yield Finding(
                 "unsafe",
                 side.name,
                 "nothing names an end token, so its answers would never end: set eos_token_id in "
                 "generation_config.json",
             )
-        if not side.renderer.has_template:
+        if not side.has_template:
             yield Finding(
                 "warn",
                 side.name,
                 "no chat template: the plain 'User: ... Assistant:' form is used; set "
                 f"{side.name}.chat_template if the model was trained on another",
-            )
-        if width is not None and tokens > width:
-            yield Finding(
-                "unsafe",
-                side.name,
-                f"its tokenizer has {tokens} ids, its head only {width} columns: tokenizer and "
-                "weights do not belong together",
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ from alignbeam.config import RoleConfig
 from alignbeam.doctor.report import SideReport
 from alignbeam.embedded import embedded_model
 from alignbeam.errors import ModelLoadError
-from alignbeam.models.loading import load_tokenizer, template_text
+from alignbeam.models.loading import load_tokenizer, template_text, window_of
 from alignbeam.models.render import Renderer
 from alignbeam.models.role import Role
 from alignbeam.vocab.end_tokens import end_token_ids
-from alignbeam.vocab.token_bytes import token_bytes
-
-_WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+from alignbeam.vocab.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -28,67 +25,36 @@ class Side:
     ----------
     name, source : str
         The role, and the folder or hub id it was read from.
-    tokenizer : PreTrainedTokenizerFast
-        Its tokenizer.
+    vocabulary : Vocabulary
+        As wide as the tokenizer where no configuration tells the head's width.
+    has_template : bool
+        Whether a chat template is declared.
     config : PreTrainedConfig or None
         The text model's configuration; None for a folder with a tokenizer only.
-    generation_config : GenerationConfig or None
-        What the checkpoint says about generation.
     role : Role or None
         The loaded model, where loading was asked for.
-    renderer : Renderer
-        How messages become its prompt.
     """
 
     name: str
     source: str
-    tokenizer: Any
-    config: Any
-    generation_config: Any
-    role: Role | None
-    renderer: Renderer
-
-    @cached_property
-    def bytes_of(self) -> list[bytes | None]:
-        """What each id adds to a text."""
-        return token_bytes(self.tokenizer)
-
-    @cached_property
-    def end_ids(self) -> tuple[int, ...]:
-        """Every id that ends an answer."""
-        return end_token_ids(self.tokenizer, self.generation_config)
-
-    @cached_property
-    def opening(self) -> bytes:
-        """What the template puts between the generation prompt and the answer."""
-        return self.renderer.opening()
-
-    @property
-    def width(self) -> int | None:
-        """Logit columns of the head, where anything tells."""
-        if self.role is not None:
-            return self.role.width
-        return None if self.config is None else int(self.config.vocab_size)
-
-    @property
-    def window(self) -> int | None:
-        """Positions, where the configuration tells."""
-        found = (getattr(self.config, key, None) for key in _WINDOW_KEYS)
-        return next((int(window) for window in found if window), None)
+    vocabulary: Vocabulary
+    has_template: bool
+    config: Any = None
+    role: Role | None = None
 
     def report(self) -> SideReport:
         """Return what a reader wants to know of this side."""
-        tokens, width = len(self.tokenizer), self.width
+        tokenizer, width = self.vocabulary.tokenizer, self.vocabulary.width
         return SideReport(
             name=self.name,
             source=self.source,
-            tokens=tokens,
-            width=width,
-            padded_columns=max(0, (width or tokens) - tokens),
-            end_tokens=tuple(self.tokenizer.convert_ids_to_tokens(list(self.end_ids))),
-            has_template=self.renderer.has_template,
-            opening=self.opening.decode("utf-8", "backslashreplace"),
-            window=self.window,
+            tokens=len(tokenizer),
+            width=None if self.config is None else width,
+            padded_columns=0 if self.config is None else width - len(tokenizer),
+            end_tokens=tuple(tokenizer.convert_ids_to_tokens(list(self.vocabulary.end_ids))),
+            has_template=self.has_template,
+            opening=self.vocabulary.opening.decode("utf-8", "backslashreplace"),
+            window=window_of(self.config),
         )
 
 
@@ -109,13 +75,16 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
     ------
     ModelLoadError
         No tokenizer there, or no weights where they were asked for.
+    TokenizerError
+        The tokenizer does not fit the head.
     """
     path = embedded_model(name) if settings.model is None else settings.model
+    source = f"the embedded {name}" if settings.model is None else settings.model
     if load:
         role = Role.from_config(name, settings.replace(model=path))
-        tokenizer = role.tokenizer
-    else:
-        role, tokenizer = None, load_tokenizer(path, name=name, revision=settings.revision)
+        config = role.model.config.get_text_config()
+        return Side(name, source, role.vocabulary, role.has_template, config, role)
+    tokenizer = load_tokenizer(path, name=name, revision=settings.revision)
     renderer = Renderer(
         tokenizer,
         name,
@@ -123,9 +92,15 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
         chat_template=template_text(settings.chat_template),
         thinking=settings.thinking,
     )
-    source = f"the embedded {name}" if settings.model is None else settings.model
-    configs = _text_config(path), _generation_config(path)
-    return Side(name, source, tokenizer, *configs, role, renderer)
+    config = _text_config(path)
+    vocabulary = Vocabulary.of(
+        tokenizer,
+        None if config is None else config.vocab_size,
+        end_token_ids(tokenizer, _generation_config(path)),
+        renderer.opening(),
+        name,
+    )
+    return Side(name, source, vocabulary, renderer.has_template, config)
 
 
 def weights_folder(settings: RoleConfig, name: str) -> Path | None:

@@ -12,6 +12,7 @@ from alignbeam.doctor.samples import ANSWERS, REFUSAL_OPENINGS
 from alignbeam.doctor.side import Side
 from alignbeam.vocab.bridge import Bridge, Fallback, Kind
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes
+from alignbeam.vocab.vocabulary import Vocabulary
 
 #: From the strictest to the widest.
 FALLBACKS: tuple[Fallback, ...] = ("exact", "drop", "first")
@@ -23,25 +24,10 @@ _POSITIONS = 12
 _MAX_STEPS = 32
 
 
-def build_bridge(anchor: Side, target: Side, fallback: Fallback) -> Bridge:
-    """Build the bridge as an answer would, openings and end tokens included."""
-    return Bridge.build(
-        anchor.tokenizer,
-        target.tokenizer,
-        anchor.width,
-        target.width,
-        fallback=fallback,
-        anchor_end_ids=anchor.end_ids,
-        target_end_ids=target.end_ids,
-        anchor_opening=anchor.opening,
-        target_opening=target.opening,
-    )
-
-
 def coverage_rows(bridge: Bridge, anchor: Side) -> tuple[KindRow, ...]:
     """Return coverage by kind: of ids, of the sample text's tokens, and of probability."""
     kinds = bridge.kinds.tolist()
-    encode = Retokenizer(anchor.tokenizer, anchor.bytes_of).encode
+    encode = Retokenizer(anchor.vocabulary).encode
     tokens = [token_id for _, answer in ANSWERS for token_id in encode(answer.encode())]
     in_text = Counter(kinds[i] for i in tokens)
     covered = bridge.coverage(_mean_probs(anchor)).kinds
@@ -76,7 +62,7 @@ def _mean_probs(anchor: Side) -> torch.Tensor | None:
     count = 0
     for question, answer in ANSWERS:
         prompt = role.render([{"role": "user", "content": question}])
-        ids = role.encode_plain(anchor.opening.decode("utf-8", "ignore") + answer)[:_POSITIONS]
+        ids = role.encode_plain(role.opening.decode("utf-8", "ignore") + answer)[:_POSITIONS]
         shown = [[*prompt, *ids[:end]] for end in range(1, len(ids) + 1)]
         logits = role.next_token_logits(shown)
         total += torch.softmax(logits.double().cpu(), dim=-1).sum(0)
@@ -84,27 +70,22 @@ def _mean_probs(anchor: Side) -> torch.Tensor | None:
     return total / count
 
 
-def opening_rows(bridge: Bridge, anchor: Side, target: Side) -> tuple[OpeningRow, ...]:
+def opening_rows(bridge: Bridge, anchor: Vocabulary, target: Vocabulary) -> tuple[OpeningRow, ...]:
     """Walk every usual refusal opening over the bridge, under each fallback."""
-    walks = {name: _Walk(bridge.with_fallback(name), anchor, target) for name in FALLBACKS}
+    walks = {name: Walk(bridge.with_fallback(name), anchor, target) for name in FALLBACKS}
     return tuple(
         OpeningRow(text, {name: walk.lost_at(text.encode()) for name, walk in walks.items()})
         for text in REFUSAL_OPENINGS
     )
 
 
-def text_is_lost_at(text: str, bridge: Bridge, anchor: Side, target: Side) -> str | None:
-    """Return the anchor token at which ``text`` is lost on its way, or None where it arrives."""
-    return _Walk(bridge, anchor, target).lost_at(text.encode())
-
-
-class _Walk:
+class Walk:
     """The path of one text over the bridge, with an anchor that wants nothing but this text."""
 
-    def __init__(self, bridge: Bridge, anchor: Side, target: Side) -> None:
+    def __init__(self, bridge: Bridge, anchor: Vocabulary, target: Vocabulary) -> None:
         self._first = bridge.opening_table.tolist()
         self._rest = bridge.table.tolist()
-        self._retokenizer = Retokenizer(anchor.tokenizer, anchor.bytes_of)
+        self._retokenizer = Retokenizer(anchor)
         self._anchor = anchor
         self._target = target
 
@@ -116,11 +97,11 @@ class _Walk:
                 return None
             wish = self._wish(beam, goal)
             target_id = (self._first if step == 0 else self._rest)[wish]
-            piece = b"" if target_id < 0 else self._target.bytes_of[target_id] or b""
+            piece = b"" if target_id < 0 else self._target.bytes_of(target_id)
             if step == 0:
                 piece = piece.removeprefix(self._target.opening)
             if not piece or not goal.startswith(beam + piece):
-                return (self._anchor.bytes_of[wish] or b"").decode("utf-8", "backslashreplace")
+                return self._anchor.bytes_of(wish).decode("utf-8", "backslashreplace")
             beam += piece
         return goal.decode()
 

@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignbeam.config import RoleConfig
 from alignbeam.errors import ModelLoadError, TokenizerError
 
+#: Where configurations say how many positions a model has; the first that is there counts.
+_WINDOW_KEYS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
 _DTYPES: Final = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -96,6 +99,12 @@ def _check_folder(path: str, name: str) -> None:
     looks_local = path.startswith((".", "/", "~")) or "\\" in path
     if looks_local and not Path(path).expanduser().is_dir():
         raise ModelLoadError(f"the {name}'s folder {path} does not exist")
+
+
+def window_of(config: Any) -> int | None:
+    """Return how many positions a model has, where its configuration tells."""
+    found = (getattr(config, key, None) for key in _WINDOW_KEYS)
+    return next((int(window) for window in found if window), None)
 
 
 def template_text(template: str | None) -> str | None:

@@ -13,18 +13,15 @@ from transformers.cache_utils import DynamicCache
 
 from alignbeam.config import RoleConfig
 from alignbeam.errors import ModelLoadError, PromptError, TokenizerError
-from alignbeam.models.loading import load_tokenizer, load_weights, template_text
+from alignbeam.models.loading import load_tokenizer, load_weights, template_text, window_of
 from alignbeam.models.probe import NO_LIMIT, holds_cached_rows
 from alignbeam.models.render import Prompt, Renderer
 from alignbeam.models.rows import Rows, pad_left
 from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.retokenize import plain_encode
-from alignbeam.vocab.token_bytes import token_bytes
+from alignbeam.vocab.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
-
-#: Where configurations say how many positions a model has; the first that is there counts.
-_WINDOW_KEYS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 #: Rotary scalings whose angles depend on how long the longest row of a forward is.
 _ROPE_BY_LENGTH: Final = ("longrope", "dynamic")
@@ -46,19 +43,14 @@ class Role:
 
     Attributes
     ----------
-    width : int
-        Logit columns of the head; may exceed ``len(tokenizer)``.
+    vocabulary : Vocabulary
+        What it reads and writes with; the role has its ``tokenizer``, ``width``, ``end_ids``,
+        ``opening`` and ``bytes_of``.
     window : int
         Positions the model has.
     cached_up_to : int
         Tokens up to which rows may share a forward and a cache. Beyond, a rotary scaling by
         length gives earlier tokens other angles, so every row is run by itself, uncached.
-    end_ids : tuple of int
-        All ids that end an answer; the first is the end-of-turn token.
-    token_bytes : list of (bytes or None)
-        What each id adds to a text; None for control tokens.
-    opening : bytes
-        See ``Renderer.opening``.
 
     Raises
     ------
@@ -78,32 +70,9 @@ class Role:
     ) -> None:
         self.name = name
         self.model = model.eval()
-        self.tokenizer = tokenizer
         text_config = model.config.get_text_config()
-        head = model.get_output_embeddings()
-        self.width: int = int(head.weight.shape[0] if head is not None else text_config.vocab_size)
-        windows = [getattr(text_config, key, None) for key in _WINDOW_KEYS]
-        self.window: int = next((int(w) for w in windows if w), NO_LIMIT)
+        self.window = window_of(text_config) or NO_LIMIT
         self.cached_up_to = _cached_up_to(text_config)
-        self.token_bytes = token_bytes(tokenizer)
-        # Not len(tokenizer): an id may lie far above the number of tokens.
-        ids = max(len(tokenizer), len(self.token_bytes))
-        if ids > self.width:
-            raise TokenizerError(
-                f"the {name}'s tokenizer has {ids} ids, but its head only {self.width} "
-                "columns; this tokenizer belongs to another model"
-            )
-        self.end_ids = end_token_ids(tokenizer, getattr(model, "generation_config", None))
-        if not self.end_ids:
-            raise TokenizerError(
-                f"the {name} names no end token, so its answers would never end; "
-                "set eos_token_id in its generation_config.json"
-            )
-        beyond = [i for i in self.end_ids if i >= self.width]
-        if beyond:
-            raise TokenizerError(
-                f"the {name}'s end ids {beyond} lie beyond its head ({self.width})"
-            )
         self._renderer = Renderer(
             tokenizer,
             name,
@@ -111,7 +80,23 @@ class Role:
             chat_template=chat_template,
             thinking=thinking,
         )
-        self.opening = self._renderer.opening()
+        head = model.get_output_embeddings()
+        self.vocabulary = vocabulary = Vocabulary.of(
+            tokenizer,
+            text_config.vocab_size if head is None else head.weight.shape[0],
+            end_token_ids(tokenizer, getattr(model, "generation_config", None)),
+            self._renderer.opening(),
+            name,
+        )
+        if not vocabulary.end_ids:
+            raise TokenizerError(
+                f"the {name} names no end token, so its answers would never end; "
+                "set eos_token_id in its generation_config.json"
+            )
+        _ = vocabulary.token_bytes  # what cannot be read exactly is refused now, in no answer
+        self.tokenizer, self.width = tokenizer, vocabulary.width
+        self.end_ids, self.opening = vocabulary.end_ids, vocabulary.opening
+        self.bytes_of = vocabulary.bytes_of
         accepted = inspect.signature(model.forward).parameters
         takes_rest = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self._takes_positions = "position_ids" in accepted
@@ -180,12 +165,6 @@ class Role:
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a text in mid-context: no control tokens, no leading blank added."""
         return plain_encode(self.tokenizer, text)
-
-    def bytes_of(self, token_id: int) -> bytes:
-        """Bytes of one id; empty for control tokens and padded columns."""
-        if token_id >= len(self.token_bytes):
-            return b""
-        return self.token_bytes[token_id] or b""
 
     def shown(self, token_ids: Sequence[int]) -> str:
         """Return tokens for people: their text, or the names of control tokens."""

@@ -49,7 +49,7 @@ class Planner:
 
     def __init__(self, target: Role, beam: BeamConfig, config: ServerConfig) -> None:
         self._beam, self._config, self._window = beam, config, target.window
-        longest = max(len(b) for b in target.token_bytes if b is not None)
+        longest = max(len(b) for b in target.vocabulary.token_bytes if b is not None)
         self._max_text_bytes = target.window * longest
 
     def chat(self, request: ChatRequest) -> RequestPlan:

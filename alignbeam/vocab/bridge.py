@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
 from alignbeam.errors import BridgeError
 from alignbeam.vocab import bridge_cache, matching
-from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.matching import Kind
-from alignbeam.vocab.token_bytes import token_bytes
-from alignbeam.vocab.tokenizer_file import added_tokens, backend_of, describe, tokenizer_fingerprint
+from alignbeam.vocab.tokenizer_file import describe
+from alignbeam.vocab.vocabulary import Vocabulary
 
 __all__ = ["Bridge", "Coverage", "Fallback", "Kind", "KindCoverage", "Method"]
 
 Fallback = Literal["drop", "first", "exact"]
 Method = Literal["bytes", "text"]
-
-# Sixty times the widest head known; a wider one is a typing error that would eat the memory.
-_MAX_WIDTH = 2**24
 
 _USED: dict[str, frozenset[Kind]] = {
     "exact": frozenset({Kind.EXACT, Kind.END}),
@@ -104,26 +97,18 @@ class Bridge:
     @classmethod
     def build(
         cls,
-        anchor_tokenizer: Any,
-        target_tokenizer: Any,
-        anchor_width: int | None = None,
-        target_width: int | None = None,
+        anchor: Vocabulary,
+        target: Vocabulary,
         fallback: Fallback = "drop",
         method: Method = "bytes",
         cache_dir: str | PathLike[str] | Literal[False] | None = None,
-        *,
-        anchor_end_ids: Sequence[int] | None = None,
-        target_end_ids: Sequence[int] | None = None,
-        anchor_opening: bytes = b"",
-        target_opening: bytes = b"",
     ) -> Bridge:
         """Build the bridge, or load it from the cache.
 
         Parameters
         ----------
-        anchor_tokenizer, target_tokenizer : PreTrainedTokenizerFast
-        anchor_width, target_width : int, optional
-            Logit columns of the two heads, padding included. Default: highest token id + 1.
+        anchor, target : Vocabulary
+            All ends of the anchor's go to the target's first.
         fallback : {"drop", "first", "exact"}
             ``"exact"`` translates EXACT and END; ``"drop"`` also SINGLE; ``"first"`` also MULTI.
         method : {"bytes", "text"}
@@ -131,56 +116,28 @@ class Bridge:
             matches; for comparison only. It knows no openings.
         cache_dir : path, False or None
             None: ``$ALIGNBEAM_CACHE/bridges``, else ``~/.cache/alignbeam/bridges``. False: none.
-        anchor_end_ids, target_end_ids : sequence of int, optional
-            Ids that end an answer. All of the anchor's go to the target's first. Default:
-            `end_token_ids` of the tokenizer (pass the roles' own, which know the generation
-            config).
-        anchor_opening, target_opening : bytes
-            What each template puts between the generation prompt and the answer's first letter.
 
         Raises
         ------
         TokenizerError
-            A tokenizer cannot be served exactly; see `token_bytes`.
+            A tokenizer cannot be served exactly; see `Vocabulary.token_bytes`.
         BridgeError
-            A width is smaller than a token id, an end id lies outside its head, the anchor can
-            end but the target has no end token, an unknown fallback or method.
+            The anchor can end but the target has no end token, an unknown fallback or method.
         """
         _one_of("fallback", fallback, get_args(Fallback))
         _one_of("method", method, get_args(Method))
-        anchor_ends = _end_ids("anchor", anchor_tokenizer, anchor_end_ids)
-        target_ends = _end_ids("target", target_tokenizer, target_end_ids)
-        if anchor_ends and not target_ends:
+        if anchor.end_ids and not target.end_ids:
             raise BridgeError(
-                f"target tokenizer {describe(target_tokenizer)}: no end token, so the anchor's "
-                "wish to stop has nowhere to go; pass target_end_ids"
+                f"the {target.name}'s tokenizer {describe(target.tokenizer)} names no end token, "
+                "so an end of the anchor's has nowhere to go; give its end_ids"
             )
-        with ThreadPoolExecutor(2) as pool:  # SHA-256 lets go of the interpreter lock
-            prints = list(pool.map(tokenizer_fingerprint, (anchor_tokenizer, target_tokenizer)))
-        widths = (
-            _width("anchor", anchor_tokenizer, anchor_width),
-            _width("target", target_tokenizer, target_width),
-        )
-        _check_ends("anchor", anchor_ends, widths[0])
-        _check_ends("target", target_ends, widths[1])
-        key = bridge_cache.key(
-            prints, widths, anchor_ends, target_ends, anchor_opening, target_opening, method
-        )
+        key = bridge_cache.key(anchor, target, method)
         folder = bridge_cache.folder(cache_dir)
+        widths = (anchor.width, target.width)
         tables = bridge_cache.load(folder, key, widths) if folder else None
         if tables is None:
-            request = matching.Request(
-                anchor_tokenizer,
-                target_tokenizer,
-                _fitted("anchor", anchor_tokenizer, widths[0]),
-                _fitted("target", target_tokenizer, widths[1]),
-                anchor_ends,
-                target_ends,
-            )
-            if method == "bytes":
-                tables = matching.by_bytes(request, anchor_opening, target_opening)
-            else:
-                tables = matching.by_text(request)
+            match = matching.by_bytes if method == "bytes" else matching.by_text
+            tables = match(anchor, target)
             if folder:
                 bridge_cache.save(folder, key, tables)
         return cls(*tables, fallback, *widths, key)
@@ -247,45 +204,3 @@ class Bridge:
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise BridgeError(f"Bridge: {name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _end_ids(role: str, tokenizer: Any, given: Sequence[int] | None) -> tuple[int, ...]:
-    if given is None:
-        return end_token_ids(tokenizer)
-    try:
-        return tuple(dict.fromkeys(operator.index(i) for i in given))
-    except TypeError as error:
-        raise BridgeError(f"Bridge: {role}_end_ids must be integers, got {given!r}") from error
-
-
-def _width(role: str, tokenizer: Any, given: int | None) -> int:
-    if given is None:
-        # Cheap, as a cached bridge must load in milliseconds; `_fitted` finds the rare exception.
-        return max([len(tokenizer), *(i + 1 for i in added_tokens(backend_of(tokenizer)))])
-    try:
-        width = operator.index(given)
-    except TypeError as error:
-        raise BridgeError(f"Bridge: {role}_width must be an integer, got {given!r}") from error
-    if not 1 <= width <= _MAX_WIDTH:
-        raise BridgeError(f"Bridge: {role}_width must be in 1..{_MAX_WIDTH}, got {width}")
-    return width
-
-
-def _check_ends(role: str, end_ids: Sequence[int], width: int) -> None:
-    outside = [i for i in end_ids if not 0 <= i < width]
-    if outside:
-        raise BridgeError(
-            f"Bridge: {role} end ids {outside} lie outside its head of {width} columns; "
-            f"pass {role}_end_ids and {role}_width that fit the model"
-        )
-
-
-def _fitted(role: str, tokenizer: Any, width: int) -> list[bytes | None]:
-    """Return the token bytes, one entry per logit column; refuse ids that the head lacks."""
-    table = token_bytes(tokenizer)
-    if len(table) > width:
-        raise BridgeError(
-            f"Bridge: {role} tokenizer {describe(tokenizer)} has ids up to {len(table) - 1}, "
-            f"its head only {width} columns; tokenizer and model do not belong together"
-        )
-    return table + [None] * (width - len(table))

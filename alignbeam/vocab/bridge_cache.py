@@ -7,7 +7,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -18,30 +19,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from alignbeam.vocab.matching import Kind, Tables
+from alignbeam.vocab.vocabulary import Vocabulary
 
 # Raise it with every change of what a table holds: older files then no longer fit their key.
 FORMAT_VERSION = 1
 
 
-def key(
-    fingerprints: Sequence[str],
-    widths: tuple[int, int],
-    anchor_ends: Sequence[int],
-    target_ends: Sequence[int],
-    anchor_opening: bytes,
-    target_opening: bytes,
-    method: str,
-) -> str:
+def key(anchor: Vocabulary, target: Vocabulary, method: str) -> str:
     """SHA-256 (hex) over everything that the tables depend on."""
+    pair = (anchor, target)
+    with ThreadPoolExecutor(2) as pool:  # SHA-256 lets go of the interpreter lock
+        fingerprints = list(pool.map(attrgetter("fingerprint"), pair))
     parts = [
         FORMAT_VERSION,
         tokenizers.__version__,
-        list(fingerprints),
-        list(widths),
-        list(anchor_ends),
-        list(target_ends),
-        anchor_opening.hex(),
-        target_opening.hex(),
+        fingerprints,
+        [side.width for side in pair],
+        *(side.end_ids for side in pair),
+        *(side.opening.hex() if method == "bytes" else "" for side in pair),
         method,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from alignbeam.vocab.plain_text import PlainEncoder
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes
 from alignbeam.vocab.tokenizer_file import backend_of
+from alignbeam.vocab.vocabulary import Vocabulary
 
 
 class Kind(IntEnum):
@@ -38,68 +38,52 @@ class Tables(NamedTuple):
     opening_kinds: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Request:
-    """Two vocabularies, with one bytes entry per logit column, and their end ids."""
-
-    anchor_tokenizer: Any
-    target_tokenizer: Any
-    anchor_bytes: list[bytes | None]
-    target_bytes: list[bytes | None]
-    anchor_ends: tuple[int, ...]
-    target_ends: tuple[int, ...]
-
-
 # Target ids (-1 for none) int32 [Va] and kinds uint8 [Va].
 Columns = tuple[torch.Tensor, torch.Tensor]
 Match = tuple[int, Kind]
 _NOTHING: Match = (-1, Kind.NONE)
 
 
-def by_bytes(request: Request, anchor_opening: bytes, target_opening: bytes) -> Tables:
+def by_bytes(anchor: Vocabulary, target: Vocabulary) -> Tables:
     """Match by bytes; algorithm.md section 2."""
-    ends = set(request.anchor_ends)
-    pieces = [None if i in ends else piece for i, piece in enumerate(request.anchor_bytes)]
-    finder = _Finder(request)
-    usual = finder.find(pieces)
-    opening = usual
-    if anchor_opening or target_opening:
-        rests = [piece and piece.removeprefix(anchor_opening) for piece in pieces]
-        opening = finder.find([rest and target_opening + rest for rest in rests])
-    return _tables(request, usual, opening)
+    finder = _Finder(target)
+    usual = opening = finder.find(anchor.text_bytes)
+    if anchor.opening or target.opening:
+        rests = [piece and piece.removeprefix(anchor.opening) for piece in anchor.text_bytes]
+        opening = finder.find([rest and target.opening + rest for rest in rests])
+    return _tables(anchor, target, usual, opening)
 
 
-def by_text(request: Request) -> Tables:
+def by_text(anchor: Vocabulary, target: Vocabulary) -> Tables:
     """Match by the paper's literal round trip: decode one id, encode the text that comes out.
 
     Kept to be compared with: a piece of a character decodes to U+FFFD, and SentencePiece
     tokenizers add or drop a leading space. SINGLE are its false matches.
     """
-    ids = [i for i, piece in enumerate(request.anchor_bytes) if piece is not None]
-    backend = backend_of(request.anchor_tokenizer)
+    ids = [i for i, piece in enumerate(anchor.token_bytes) if piece is not None]
+    backend = backend_of(anchor.tokenizer)
     texts = backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
-    rows = request.target_tokenizer(texts, add_special_tokens=False)["input_ids"]
-    matches = [-1] * len(request.anchor_bytes)
+    rows = target.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    matches = [-1] * anchor.width
     kinds = [int(Kind.NONE)] * len(matches)
     for i, row in zip(ids, rows, strict=True):
         if len(row) == 1:
-            same = request.target_bytes[row[0]] == request.anchor_bytes[i]
+            same = target.token_bytes[row[0]] == anchor.token_bytes[i]
             matches[i], kinds[i] = row[0], Kind.EXACT if same else Kind.SINGLE
         elif row:
             matches[i], kinds[i] = row[0], Kind.MULTI
     found = _columns(matches, kinds)
-    return _tables(request, found, found)
+    return _tables(anchor, target, found, found)
 
 
 class _Finder:
     """Finds the match of any bytes in one target vocabulary."""
 
-    def __init__(self, request: Request) -> None:
-        self._tokenizer = request.target_tokenizer
-        self._encoder = PlainEncoder(request.target_tokenizer)
+    def __init__(self, target: Vocabulary) -> None:
+        self._target = target
+        self._encoder = PlainEncoder(target.tokenizer)
         # Text never becomes an end: only END entries lead there.
-        ends = set(request.target_ends)
-        self._bytes = [None if i in ends else p for i, p in enumerate(request.target_bytes)]
+        self._bytes = target.text_bytes
         self._by_bytes = self._index()
 
     def _index(self) -> dict[bytes, int]:
@@ -145,7 +129,7 @@ class _Finder:
             for (piece, text), row in zip(texts.items(), rows, strict=True)
         }
         if broken:
-            speller = Retokenizer(self._tokenizer, self._bytes)
+            speller = Retokenizer(self._target)
             matches.update((piece, self._spelled(speller, piece)) for piece in broken)
         return matches
 
@@ -184,12 +168,12 @@ def _columns(ids: list[int], kinds: list[int]) -> Columns:
     return torch.tensor(ids, dtype=torch.int32), torch.tensor(kinds, dtype=torch.uint8)
 
 
-def _tables(request: Request, usual: Columns, opening: Columns) -> Tables:
+def _tables(anchor: Vocabulary, target: Vocabulary, usual: Columns, opening: Columns) -> Tables:
     matches, kinds = (column.clone() for column in usual)
     opening_matches, opening_kinds = (column.clone() for column in opening)
-    ends = list(request.anchor_ends)
+    ends = list(anchor.end_ids)
     if ends:
-        matches[ends] = request.target_ends[0]
+        matches[ends] = target.end_ids[0]
         kinds[ends] = int(Kind.END)
         # An answer does not begin with its end (algorithm.md section 4, Prime).
         opening_matches[ends] = -1

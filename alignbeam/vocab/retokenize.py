@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 from alignbeam.errors import TokenizerError
 from alignbeam.vocab.plain_text import PlainEncoder, plain_encode
-from alignbeam.vocab.token_bytes import token_bytes
 from alignbeam.vocab.tokenizer_file import describe
+from alignbeam.vocab.vocabulary import Vocabulary
 
 __all__ = [
     "Retokenizer",
@@ -74,28 +73,27 @@ def longest_common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class Retokenizer:
-    """Turn a beam's bytes into the anchor's ids, exactly.
+    """Turn a beam's bytes into a vocabulary's ids, exactly.
 
     Parameters
     ----------
-    anchor_tokenizer : PreTrainedTokenizerFast
-    table : list of bytes or None, optional
-        Its `token_bytes`, where the caller has them.
+    vocabulary : Vocabulary
+        The anchor's, as a rule.
 
     Raises
     ------
     TokenizerError
-        See `token_bytes` and `PlainEncoder`.
+        See `Vocabulary.token_bytes` and `PlainEncoder`.
 
     Source
     ------
     algorithm.md section 4, Mix, and section 6, invariant 6.
     """
 
-    def __init__(self, anchor_tokenizer: Any, table: Sequence[bytes | None] | None = None) -> None:
-        self._table = token_bytes(anchor_tokenizer) if table is None else table
-        self._encoder = PlainEncoder(anchor_tokenizer, exact=True)
-        self._label = describe(anchor_tokenizer)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._table = vocabulary.text_bytes
+        self._encoder = PlainEncoder(vocabulary.tokenizer, exact=True)
+        self._label = describe(vocabulary.tokenizer)
         self._spelling: dict[bytes, int] = {}
         for token_id, piece in enumerate(self._table):
             if piece and len(piece) <= _MAX_SPELLED_BYTES:

@@ -7,11 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from alignbeam.errors import TokenizerError
-from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.plain_text import PlainEncoder
 from alignbeam.vocab.tokenizer_file import added_tokens, backend_of, component_state, describe
-
-__all__ = ["ROUND_TRIP_SAMPLE", "end_token_ids", "token_bytes"]
 
 # The longest token of the vocabularies this was built on has 1,024 bytes. Beyond the limit a file
 # was tampered with, and one token could cost seconds in every other tokenizer.

@@ -80,29 +80,19 @@ def test_bridge_of_one_tokenizer_is_the_identity_on_ordinary_tokens(
 ) -> None:
     role = trio.judge.role if name == "judge" else getattr(trio, name)
     bridge = same_bridge(role)
-    ordinary = [i for i, piece in enumerate(role.token_bytes) if piece is not None]
+    ordinary = [i for i, piece in enumerate(role.vocabulary.token_bytes) if piece is not None]
     # Where several tokens have the same bytes, the one that the encoder emits stands for all.
     for i, j in zip(ordinary, bridge.table[ordinary].tolist(), strict=True):
-        assert role.token_bytes[j] == role.token_bytes[i]
-    pieces = [role.token_bytes[i] for i in ordinary]
-    single = [i for i in ordinary if pieces.count(role.token_bytes[i]) == 1]
+        assert role.vocabulary.token_bytes[j] == role.vocabulary.token_bytes[i]
+    pieces = [role.vocabulary.token_bytes[i] for i in ordinary]
+    single = [i for i in ordinary if pieces.count(role.vocabulary.token_bytes[i]) == 1]
     assert len(single) > 0.8 * len(ordinary)
     assert bridge.table[single].tolist() == single
     assert set(bridge.table[list(role.end_ids)].tolist()) == {role.end_ids[0]}
 
 
 def same_bridge(role: Role) -> Bridge:
-    return Bridge.build(
-        role.tokenizer,
-        role.tokenizer,
-        role.width,
-        role.width,
-        cache_dir=False,
-        anchor_end_ids=role.end_ids,
-        target_end_ids=role.end_ids,
-        anchor_opening=role.opening,
-        target_opening=role.opening,
-    )
+    return Bridge.build(role.vocabulary, role.vocabulary, cache_dir=False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -144,7 +134,7 @@ def test_anchor_equal_to_the_target_changes_no_greedy_choice(
     beam = AlignBeam(trio.target, twin, trio.judge)
     overrides = {"mix": mix, "alpha": alpha, "beams": 1, "mix_steps": 12, "max_new_tokens": 16}
     results = beam.generate_batch(PROMPTS, overrides)
-    retokenizer = Retokenizer(trio.target.tokenizer)
+    retokenizer = Retokenizer(trio.target.vocabulary)
     canonical = 0
     for prompt, result in zip(PROMPTS, results, strict=True):
         want = own_greedy(trio.target, prompt, 16, may_be_empty=False)
@@ -235,7 +225,7 @@ def test_text_shown_to_the_anchor_has_the_beams_bytes_at_every_step(
 @settings(max_examples=200)
 def test_retokenised_bytes_survive_whatever_they_are(trio: AlignBeam, data: bytes) -> None:
     for role in (trio.anchor, trio.target):
-        ids = Retokenizer(role.tokenizer, role.token_bytes).encode(data)
+        ids = Retokenizer(role.vocabulary).encode(data)
         assert b"".join(role.bytes_of(i) for i in ids) == data
         assert not set(ids) & set(role.end_ids)
 

@@ -80,7 +80,7 @@ def _compare(prompt: Any, settings: dict[str, Any], ours: Any, naive: Beam) -> C
 
 
 def _retokenize(role: Role) -> Any:
-    retokenizer = Retokenizer(role.tokenizer, role.token_bytes)
+    retokenizer = Retokenizer(role.vocabulary)
 
     def encode(data: bytes) -> list[int] | None:
         try:
@@ -97,27 +97,17 @@ def _naive_pairs(beam: AlignBeam) -> dict[str, Pair]:
     models = Model(target.model), Model(anchor.model)
     pairs = {}
     for fallback in FALLBACKS:
-        bridge = Bridge.build(
-            anchor.tokenizer,
-            target.tokenizer,
-            anchor.model.get_output_embeddings().weight.shape[0],
-            target.model.get_output_embeddings().weight.shape[0],
-            fallback,
-            cache_dir=False,
-            anchor_end_ids=anchor.end_ids,
-            target_end_ids=target.end_ids,
-            anchor_opening=anchor.opening,
-            target_opening=target.opening,
-        )
-        padding = [None] * (bridge.target_width - len(target.token_bytes))
-        anchor_padding = [None] * (bridge.anchor_width - len(anchor.token_bytes))
+        bridge = Bridge.build(anchor.vocabulary, target.vocabulary, fallback, cache_dir=False)
+        target_bytes, anchor_bytes = target.vocabulary.token_bytes, anchor.vocabulary.token_bytes
+        padding = [None] * (bridge.target_width - len(target_bytes))
+        anchor_padding = [None] * (bridge.anchor_width - len(anchor_bytes))
         pairs[fallback] = Pair(
             target=models[0],
             anchor=models[1],
-            target_bytes=[*target.token_bytes, *padding],
+            target_bytes=[*target_bytes, *padding],
             target_ends=list(target.end_ids),
             target_opening=target.opening,
-            anchor_bytes=[*anchor.token_bytes, *anchor_padding],
+            anchor_bytes=[*anchor_bytes, *anchor_padding],
             anchor_opening=anchor.opening,
             retokenize=_retokenize(anchor),
             unfinished=lambda data: bool(split_utf8(data)[1]),

@@ -31,10 +31,11 @@ from alignbeam.doctor.memory import cache_bytes, count_parameters, estimate_para
 from alignbeam.doctor.report import CanaryRow, OpeningRow
 from alignbeam.doctor.samples import CANARIES, REFUSAL_OPENINGS
 from alignbeam.doctor.side import Side
-from alignbeam.doctor.translation import build_bridge, coverage_rows, opening_rows, text_is_lost_at
+from alignbeam.doctor.translation import Walk, coverage_rows, opening_rows
 from alignbeam.errors import ConfigError, ModelLoadError
 from alignbeam.models.render import Renderer
-from alignbeam.vocab.bridge import Kind
+from alignbeam.vocab.bridge import Bridge, Kind
+from alignbeam.vocab.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +48,8 @@ def cli(monkeypatch, capsys) -> Runner:
     return Runner(monkeypatch, capsys)
 
 
-def _side(name: str, tokenizer: object) -> Side:
-    return Side(name, name, tokenizer, None, None, None, Renderer(tokenizer, name))
+def _vocabulary(tokenizer: object) -> Vocabulary:
+    return Vocabulary.of(tokenizer, opening=Renderer(tokenizer, "model").opening())
 
 
 def _settings(target: object, anchor: object, judge: object = None, **of_target: str) -> Settings:
@@ -69,8 +70,8 @@ def _lost(rows: tuple[OpeningRow, ...], fallback: str) -> dict[str, str]:
 
 
 def test_openings_all_survive_between_equal_tokenizers():
-    anchor, target = (_side(name, byte_level_tokenizer()) for name in ("anchor", "target"))
-    bridge = build_bridge(anchor, target, "exact")
+    anchor, target = (_vocabulary(byte_level_tokenizer()) for _ in range(2))
+    bridge = Bridge.build(anchor, target, "exact")
     rows = opening_rows(bridge, anchor, target)
     assert [row.text for row in rows] == list(REFUSAL_OPENINGS)
     assert [_lost(rows, name) for name in ("exact", "drop", "first")] == [{}, {}, {}]
@@ -78,15 +79,15 @@ def test_openings_all_survive_between_equal_tokenizers():
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12))
 def test_any_plain_text_survives_when_multi_tokens_are_spelled(text):
-    anchor = _side("anchor", byte_level_tokenizer())
-    target = _side("target", sentencepiece_tokenizer(template=CHAT_TEMPLATE))
-    assert text_is_lost_at(text, build_bridge(anchor, target, "first"), anchor, target) is None
+    anchor = _vocabulary(byte_level_tokenizer())
+    target = _vocabulary(sentencepiece_tokenizer(template=CHAT_TEMPLATE))
+    walk = Walk(Bridge.build(anchor, target, "first"), anchor, target)
+    assert walk.lost_at(text.encode()) is None
 
 
 def test_openings_lost_where_the_target_cuts_contractions_elsewhere(vocabs_dir):
-    anchor = _real(vocabs_dir, "anchor", "llama-bpe")
-    target = _real(vocabs_dir, "target", "phi-3")
-    bridge = build_bridge(anchor, target, "drop")
+    anchor, target = (_real(vocabs_dir, name) for name in ("llama-bpe", "phi-3"))
+    bridge = Bridge.build(anchor, target, "drop")
     rows = opening_rows(bridge, anchor, target)
     # Llama-3 has the token 'm, Phi-3 writes ' and m: the wish is dropped, or spelled in two.
     assert _lost(rows, "drop")["I'm sorry"] == "'m"
@@ -97,15 +98,15 @@ def test_openings_lost_where_the_target_cuts_contractions_elsewhere(vocabs_dir):
 def test_coverage_counts_sample_text_as_a_plain_loop_does(vocabs_dir):
     from alignbeam.doctor.samples import ANSWERS
 
-    anchor = _real(vocabs_dir, "anchor", "gpt-2")
-    target = _real(vocabs_dir, "target", "llama-spm")
-    bridge = build_bridge(anchor, target, "drop")
+    anchor, target = (_real(vocabs_dir, name) for name in ("gpt-2", "llama-spm"))
+    bridge = Bridge.build(anchor, target, "drop")
     ids = [
         i
         for _, answer in ANSWERS
         for i in anchor.tokenizer.encode(answer, add_special_tokens=False)
     ]
-    rows = {row.kind: row for row in coverage_rows(bridge, anchor)}
+    side = Side("anchor", "gpt-2", anchor, has_template=False)
+    rows = {row.kind: row for row in coverage_rows(bridge, side)}
     for kind in Kind:
         share = sum(int(bridge.kinds[i]) == kind for i in ids) / len(ids)
         assert rows[kind.name].text_share == pytest.approx(share, abs=1e-12)
@@ -115,30 +116,18 @@ def test_coverage_counts_sample_text_as_a_plain_loop_does(vocabs_dir):
 
 def test_coverage_by_mass_sums_to_one_with_the_anchor_loaded():
     target, anchor = random_pair()
-    sides = [
-        Side(
-            role.name,
-            role.name,
-            role.tokenizer,
-            role.model.config,
-            None,
-            role,
-            Renderer(role.tokenizer, role.name),
-        )
-        for role in (target, anchor)
-    ]
-    bridge = build_bridge(sides[1], sides[0], "drop")
-    rows = coverage_rows(bridge, sides[1])
+    side = Side("anchor", "anchor", anchor.vocabulary, anchor.has_template, role=anchor)
+    rows = coverage_rows(Bridge.build(anchor.vocabulary, target.vocabulary, "drop"), side)
     assert sum(row.mass for row in rows if row.mass is not None) == pytest.approx(1)
     padding = next(row for row in rows if row.kind == "NONE")
     assert padding.mass is not None
     assert padding.mass > 0
 
 
-def _real(vocabs: Path, role: str, name: str) -> Side:
+def _real(vocabs: Path, name: str) -> Vocabulary:
     from alignbeam.models.loading import load_tokenizer
 
-    return _side(role, load_tokenizer(str(vocabs / name)))
+    return _vocabulary(load_tokenizer(str(vocabs / name)))
 
 
 # -- memory ------------------------------------------------------------------------------------

@@ -298,6 +298,6 @@ def test_vocabulary_object_shared_by_both_roles_is_served(tmp_path: Path) -> Non
     target = random_role("target", "llama", tokenizer, seed=1)
     anchor = random_role("anchor", "llama", tokenizer, seed=2)
     beam = AlignBeam(target, anchor, safe_judge(), BeamConfig(max_new_tokens=6))
-    ordinary = [i for i, piece in enumerate(target.token_bytes) if piece is not None]
+    ordinary = [i for i, piece in enumerate(target.vocabulary.token_bytes) if piece is not None]
     assert beam.bridge.table[ordinary].tolist() == ordinary
     assert len(beam.generate("Hi").candidates) == 3

@@ -21,8 +21,9 @@ from vocab_strategies import (
 )
 
 from alignbeam.errors import TokenizerError
+from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.plain_text import plain_encode
-from alignbeam.vocab.token_bytes import end_token_ids, token_bytes
+from alignbeam.vocab.token_bytes import token_bytes
 
 
 def joined(table, ids):

@@ -103,7 +103,7 @@ class GuideSteer(ABC):
         self.guides = [
             ReadingRows(
                 role,
-                Retokenizer(role.tokenizer, role.token_bytes),
+                Retokenizer(role.vocabulary),
                 {r: role.render(r.messages) for r in asked},
                 clock,
                 beams,

@@ -90,7 +90,7 @@ class _NudgeSteer(GuideSteer):
     def __init__(self, method: Nudging, target: Role, *batch: Any) -> None:
         super().__init__(*batch)
         self._method, self._target = method, target
-        self._spell = Retokenizer(target.tokenizer)
+        self._spell = Retokenizer(target.vocabulary)
 
     def decide(
         self, answers: Mapping[Any, bytes | None], target: NextTokens

@@ -62,15 +62,7 @@ class Models:
     def text_beam(self) -> AlignBeam:
         """The same models over the paper's literal bridge: decode one token, encode its text."""
         target, anchor = self.target, self.anchor
-        bridge = Bridge.build(
-            anchor.tokenizer,
-            target.tokenizer,
-            anchor.width,
-            target.width,
-            method="text",
-            anchor_end_ids=anchor.end_ids,
-            target_end_ids=target.end_ids,
-        )
+        bridge = Bridge.build(anchor.vocabulary, target.vocabulary, method="text")
         return AlignBeam(target, anchor, self.beam.judge, self.config, bridge=bridge)
 
 
