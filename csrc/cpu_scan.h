@@ -45,5 +45,7 @@ const ScanKernels& scalar_kernels(DType dtype);
 const ScanKernels& avx2_kernels(DType dtype);
 const ScanKernels& avx512_kernels(DType dtype);
 #endif
+// Of these, the best that the CPU has and the user allows (mix_topk_cpu.cpp).
+const ScanKernels& best_kernels(DType dtype);
 
 }  // namespace alignbeam

@@ -262,25 +262,25 @@ struct RowFinisher {
   }
 
   // Sums the anchor's mass and looks up the selected ids. False if the table
-  // lies.
+  // points outside the target's vocabulary.
   ALIGNBEAM_HD bool translate(int selected, LogSum total) {
     double anchor_mass = 0.0;
     double translated_mass = 0.0;
-    int lies = 0;
+    int outside = 0;
     for (int i = group.rank(); i < selected; i += group.size()) {
       s.log_p[i] = log_prob(anchor.logit(s.columns[i]), total);
       const int32_t id = params.table[s.columns[i]];
       s.to[i] = id;
-      lies += id < -1 || id >= target.columns;
+      outside += id < -1 || id >= target.columns;
       const double p = exp(s.log_p[i]);
       anchor_mass += p;
       if (id >= 0) translated_mass += p;
     }
-    lies = group.sum(lies);
+    outside = group.sum(outside);
     anchor_mass = group.sum(anchor_mass);
     translated_mass = group.sum(translated_mass);
     group.sync();
-    if (lies != 0) return false;
+    if (outside != 0) return false;
     if (group.rank() == 0) {
       out.anchor_mass[row] = static_cast<float>(anchor_mass);
       out.translated_mass[row] = static_cast<float>(translated_mass);

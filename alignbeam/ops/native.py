@@ -38,7 +38,7 @@ def mix_topk_cpu(
     )  # fmt: skip
     if out is None:
         _refuse(anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support)
-    # Once per table. The kernel needs no such check: it flags a row whose table lies, unread.
+    # Once per table. The kernel needs no such check: it flags such a row unread.
     check_table(table, target_logits.shape[1])
     return MixResult(*out)
 
