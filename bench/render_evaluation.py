@@ -1,4 +1,4 @@
-"""Writes the result tables of docs/evaluation.md from the committed digests of runs.
+"""Writes the result tables of docs/results.md from the committed digests of runs.
 
     python bench/render_evaluation.py
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-PAGE = REPO / "docs" / "evaluation.md"
+PAGE = REPO / "docs" / "results.md"
 RESULTS = REPO / "bench" / "results"
 
 #: Sets, measure, scorer (None: the judge that selects), column head.

@@ -27,7 +27,7 @@ _CASES_EPILOG = """Example:
 
 alignbeam harmbench import-cases test_cases.json -o cases.jsonl
 
-The file is a data set of one's own: see docs/evaluation.md.
+The file is a data set of one's own: see docs/harnesses.md.
 """
 _LABELS_EPILOG = """Example:
 
