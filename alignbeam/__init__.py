@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from alignbeam.version import __version__
 
 if TYPE_CHECKING:
+    from alignbeam import hf
     from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, Settings, load_settings
     from alignbeam.controller import AlignBeam
     from alignbeam.models.role import Role
@@ -49,13 +50,16 @@ __all__ = [
     "Timings",
     "Verdict",
     "__version__",
+    "hf",
     "load_settings",
     "mix_topk",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name from its module (PEP 562)."""
+    """Load a public name from its module, or the public module ``hf`` (PEP 562)."""
+    if name == "hf":
+        return import_module("alignbeam.hf")
     if name not in _HOMES:
         raise AttributeError(f"module 'alignbeam' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

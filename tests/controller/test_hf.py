@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +12,11 @@ from alignbeam.errors import ConfigError
 from alignbeam.hf import custom_generate
 
 MESSAGES = [{"role": "user", "content": "What is 2 plus 3?"}]
+
+
+def test_hf_is_there_after_importing_the_package_alone():
+    code = "import alignbeam; alignbeam.hf.custom_generate"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def ids_of(beam, *conversations):
