@@ -80,7 +80,7 @@ class ServerRow:
 
 
 @dataclass
-class Said:
+class Reply:
     """What came of one request."""
 
     text: str = ""
@@ -104,9 +104,9 @@ class Load:
             limits=limits,
         )
 
-    async def stream(self, prompt: str) -> Said:
+    async def stream(self, prompt: str) -> Reply:
         """Ask for a stream and read it to its end."""
-        said, begin = Said(), time.perf_counter()
+        seen, begin = Reply(), time.perf_counter()
         body = {
             "model": MODEL,
             "messages": [{"role": "user", "content": prompt}],
@@ -116,33 +116,33 @@ class Load:
         }
 
         async with self.http.stream("POST", "/v1/chat/completions", json=body) as reply:
-            said.status = reply.status_code
+            seen.status = reply.status_code
             async for line in reply.aiter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
                 frame = json.loads(line[6:])
                 for choice in frame.get("choices", []):
                     piece = choice["delta"].get("content") or ""
-                    if piece and not said.text:
-                        said.first_ms = (time.perf_counter() - begin) * 1e3
-                    said.text += piece
-                    said.reason = choice["finish_reason"] or said.reason
+                    if piece and not seen.text:
+                        seen.first_ms = (time.perf_counter() - begin) * 1e3
+                    seen.text += piece
+                    seen.reason = choice["finish_reason"] or seen.reason
                 if frame.get("usage"):
-                    said.tokens = frame["usage"]["completion_tokens"]
-        said.total_ms = (time.perf_counter() - begin) * 1e3
-        return said
+                    seen.tokens = frame["usage"]["completion_tokens"]
+        seen.total_ms = (time.perf_counter() - begin) * 1e3
+        return seen
 
-    async def at_once(self, prompts: Sequence[str], concurrency: int) -> tuple[list[Said], float]:
+    async def at_once(self, prompts: Sequence[str], concurrency: int) -> tuple[list[Reply], float]:
         """Ask everything, so many at a time; the answers in order, and the seconds."""
         gate = asyncio.Semaphore(concurrency)
 
-        async def one(prompt: str) -> Said:
+        async def one(prompt: str) -> Reply:
             async with gate:
                 return await self.stream(prompt)
 
         begin = time.perf_counter()
-        said = await asyncio.gather(*(one(prompt) for prompt in prompts))
-        return list(said), time.perf_counter() - begin
+        replies = await asyncio.gather(*(one(prompt) for prompt in prompts))
+        return list(replies), time.perf_counter() - begin
 
     async def metrics(self) -> dict[str, float]:
         """Return the series that have no labels."""
@@ -200,7 +200,7 @@ def prompts(count: int) -> list[str]:
 
 def row(
     part: str,
-    said: Sequence[Said],
+    replies: Sequence[Reply],
     seconds: float,
     *,
     concurrency: int,
@@ -211,16 +211,16 @@ def row(
     note: str = "",
 ) -> ServerRow:
     """Summarise what came back."""
-    done = [s for s in said if s.status == 200 and s.reason]
+    done = [s for s in replies if s.status == 200 and s.reason]
     first = sorted(s.first_ms for s in done) or [0.0]
     total = sorted(s.total_ms for s in done) or [0.0]
     return ServerRow(
         part=part,
-        requests=len(said),
+        requests=len(replies),
         concurrency=concurrency,
         threads=threads,
         max_tokens=MAX_TOKENS,
-        lost=sum(s.status not in (200, -1) or (s.status == 200 and not s.reason) for s in said),
+        lost=sum(s.status not in (200, -1) or (s.status == 200 and not s.reason) for s in replies),
         wrong=wrong,
         seconds=round(seconds, 3),
         requests_per_s=round(len(done) / seconds, 3),
@@ -235,13 +235,13 @@ def row(
     )
 
 
-def differing(said: Sequence[Said], alone: Sequence[Said]) -> int:
+def differing(replies: Sequence[Reply], alone: Sequence[Reply]) -> int:
     """Count answers that are not what the request got alone."""
-    pairs = zip(said, alone, strict=True)
+    pairs = zip(replies, alone, strict=True)
     return sum((s.text, s.reason) != (a.text, a.reason) for s, a in pairs if s.status == 200)
 
 
-async def alone(load: Load, asked: Sequence[str]) -> tuple[list[Said], float]:
+async def alone(load: Load, asked: Sequence[str]) -> tuple[list[Reply], float]:
     """Ask one at a time, in a server that has warmed up: what every other answer must equal."""
     await load.at_once(asked[:8], 8)
     return await load.at_once(asked, 1)
@@ -253,15 +253,15 @@ async def streams(run: Run) -> list[ServerRow]:
     asked = prompts(count)
     async with server(run.threads) as load:
         single, _ = await alone(load, asked)
-        said, seconds = await load.at_once(asked, count)
+        replies, seconds = await load.at_once(asked, count)
         found = [
             row(
                 "streams",
-                said,
+                replies,
                 seconds,
                 concurrency=count,
                 threads=run.threads,
-                wrong=differing(said, single),
+                wrong=differing(replies, single),
                 note="each equal to its single-request answer",
             )
         ]
@@ -277,16 +277,16 @@ async def streams(run: Run) -> list[ServerRow]:
                 note="one at a time",
             )
         )
-        said, seconds = await load.at_once(asked[:sixteen], 16)
+        replies, seconds = await load.at_once(asked[:sixteen], 16)
         note = f"{found[-1].seconds / seconds:.2f} times as fast as one at a time"
         found.append(
             row(
                 "throughput",
-                said,
+                replies,
                 seconds,
                 concurrency=16,
                 threads=run.threads,
-                wrong=differing(said, single),
+                wrong=differing(replies, single),
                 note=note,
             )
         )
@@ -308,18 +308,18 @@ async def cancel(run: Run) -> list[ServerRow]:
         chosen = set(range(0, count, 10))
         for index in chosen:
             flying[index].cancel()
-        said = [
-            one if isinstance(one, Said) else Said(status=-1)
+        replies = [
+            one if isinstance(one, Reply) else Reply(status=-1)
             for one in await asyncio.gather(*flying, return_exceptions=True)
         ]
         seconds = time.perf_counter() - begin
         page = await load.metrics()
         left = page["alignbeam_running_requests"] + page["alignbeam_queued_requests"]
         seen = int(page["alignbeam_cancelled_total"])
-        gone = sum(s.status == -1 for s in said)
-        wrong = differing(said, single) + int(left) + abs(gone - len(chosen))
+        gone = sum(s.status == -1 for s in replies)
+        wrong = differing(replies, single) + int(left) + abs(gone - len(chosen))
         note = f"{gone} given up ({seen} seen by the server), the other {count - gone} compared"
-        return [row("cancel", said, seconds, concurrency=count, threads=run.threads, wrong=wrong,
+        return [row("cancel", replies, seconds, concurrency=count, threads=run.threads, wrong=wrong,
                     note=note)]  # fmt: skip
 
 
@@ -330,13 +330,13 @@ async def memory(run: Run) -> list[ServerRow]:
     async with server(run.threads) as load:
         await load.at_once(prompts(200), 32)
         before = load.rss_mib()
-        said, seconds = await load.at_once(asked, 32)
+        replies, seconds = await load.at_once(asked, 32)
         after = load.rss_mib()
         grew = after / before - 1
         return [
             row(
                 "memory",
-                said,
+                replies,
                 seconds,
                 concurrency=32,
                 threads=run.threads,
@@ -356,10 +356,10 @@ async def overload(run: Run) -> list[ServerRow]:
         settings = Path(folder, "alignbeam.toml")
         settings.write_text("[server]\nmax_batch_cells = 8192\nmax_queued = 32\n")
         async with server(run.threads, "--config", str(settings)) as load:
-            said, seconds = await load.at_once(asked, count)
-    refused = sorted(s.total_ms for s in said if s.status == 503)
-    served = [s for s in said if s.status == 200]
-    lost = len(said) - len(refused) - len(served)
+            replies, seconds = await load.at_once(asked, count)
+    refused = sorted(s.total_ms for s in replies if s.status == 503)
+    served = [s for s in replies if s.status == 200]
+    lost = len(replies) - len(refused) - len(served)
     note = f"{len(refused)} more refused with 503"
     if refused:
         note += f", median {statistics.median(refused):.0f} ms after all were sent at once"

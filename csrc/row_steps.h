@@ -6,7 +6,7 @@
 //
 // A Group provides rank(), size(), sync(), and collectives that every member
 // must call and whose result every member gets: sum(int), sum(double),
-// max(double), prefix(bool, int& total) (how many members of lower rank said
+// max(double), prefix(bool, int& total) (how many members of lower rank gave
 // true) and best(Ranked).
 #pragma once
 

@@ -71,7 +71,7 @@ class Batcher:
         outcomes: Sequence[Result | Exception]
         try:
             outcomes = await anyio.to_thread.run_sync(self._generate, batch)
-        except Exception as error:  # whatever it is, each of the batch must hear of it
+        except Exception as error:  # whatever it is, each of the batch must get it
             outcomes = [error] * len(batch)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             waiting.outcome = outcome

@@ -143,8 +143,8 @@ def _finish(
     x = tl.load(anchor_row + column, mask=taken, other=float("-inf")).to(tl.float64)
     log_p = (x - anchor_shift) - anchor_log
     to = tl.load(table_ptr + column, mask=taken, other=-1)
-    lies = tl.sum(((to < -1) | (to >= target_columns)).to(tl.int32), axis=0)
-    ok = ok & (lies == 0)
+    outside = tl.sum(((to < -1) | (to >= target_columns)).to(tl.int32), axis=0)
+    ok = ok & (outside == 0)
     inside = (to >= 0) & (to < target_columns)
     anchor_mass = tl.sum(tl.where(taken, tl.exp(log_p), 0.0), axis=0)
     translated_mass = tl.sum(tl.where(inside, tl.exp(log_p), 0.0), axis=0)

@@ -25,7 +25,7 @@ _REASONS: dict[FinishReason, str] = {
 }
 _WORDS = re.compile(r"\s*\S+|\s+\Z")
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": the judge has not spoken yet\n\n"
+KEEP_ALIVE = b": waiting for the judge\n\n"
 
 
 @dataclass(frozen=True, slots=True)

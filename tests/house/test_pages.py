@@ -9,18 +9,19 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from typer.main import get_command
 
 from alignbeam.cli.app import app
-from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, load_settings
+from alignbeam.config import Settings, load_settings
 from alignbeam.errors import ConfigError
 from alignbeam.eval.datasets import DATASETS
 from alignbeam.eval.methods import METHODS
 from alignbeam.eval.run import records
 from alignbeam.eval.suite import SUITES, load_suite
-from alignbeam.server.settings import ServerConfig
+from alignbeam.server.app import ServerConfig
 
 REPO = Path(__file__).parents[2]
 PAGES = [
@@ -30,13 +31,7 @@ PAGES = [
 ]
 # Switches of programs that are not ours: lm-eval's.
 FOREIGN = {"--apply_chat_template", "--model", "--model_args"}
-SETTINGS = {
-    "beam": BeamConfig,
-    "target": RoleConfig,
-    "anchor": RoleConfig,
-    "judge": JudgeConfig,
-    "server": ServerConfig,
-}
+SETTINGS = {**get_type_hints(Settings), "server": ServerConfig}
 CLI = get_command(app)
 
 
@@ -107,8 +102,9 @@ def test_command_is_taken_by_the_command_line(page, line, tmp_path, monkeypatch)
         words.pop(0)
     if words:  # else the command is talked of, not called
         made = context.command.make_context(context.command.name, words, parent=context.parent)
-        for option in made.params.get("set") or ():
-            _settings_known(option.partition("=")[0])
+        names = [p.name for p in context.command.params if "--set" in p.opts]
+        for assignment in made.params[names[0]] or () if names else ():
+            _settings_known(assignment.partition("=")[0])
 
 
 def _settings_known(name: str) -> None:

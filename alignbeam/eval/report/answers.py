@@ -142,8 +142,8 @@ def _candidate(c: CandidateRecord) -> dict[str, Any]:
 
 def _step(s: StepRecord) -> list[Any]:
     """Token, who chose, its probability, the anchor's share, what each model wanted."""
-    wishes = [[[printable(t), round(p, 4)] for t, p in w] for w in (s.target, s.anchor)]
-    return [printable(s.text), s.source, s.prob, s.anchor_share, *wishes]
+    tops = [[[printable(t), round(p, 4)] for t, p in w] for w in (s.target, s.anchor)]
+    return [printable(s.text), s.source, s.prob, s.anchor_share, *tops]
 
 
 def _shift(

@@ -80,53 +80,53 @@ class Snapshot(RunFiles):
 
     def warnings(self) -> list[str]:
         """Return what a reader must know before believing a figure of this run."""
-        manifest, said = self.manifest(), []
+        manifest, notes = self.manifest(), []
         there, complete = len(self.generations()), manifest["complete"]
         again = "run the same command again to take it up"
         if not complete.get("generations") or there < self.expected:
-            said.append(
+            notes.append(
                 f"This run is incomplete: {there} of {self.expected} answers are there; {again}. "
                 "Methods may have been asked different samples."
             )
         if there and not self.scores():
-            said.append(
+            notes.append(
                 "Nothing is scored yet, so there are no rates: run the same command again with "
                 "--score-only."
             )
         elif there and not complete.get("scores"):
-            said.append(f"The scores are incomplete; {again}. Rates count what is scored.")
-        said += [
+            notes.append(f"The scores are incomplete; {again}. Rates count what is scored.")
+        notes += [
             f"The last line of {name} is torn, as a kill leaves it; it was left out."
             for name in (GENERATIONS, SCORES, TIMES)
             if _is_torn(self.folder / name)
         ]
         orphans = len(self._scores) - len(self.scores())
         if orphans:
-            said.append(f"{orphans} scores belong to no answer that is there; they were left out.")
+            notes.append(f"{orphans} scores belong to no answer that is there; they were left out.")
         failed = sum(g.answer is None for g in self.generations())
         if failed:
-            said.append(f"{failed} answers failed; a failure counts against its method.")
-        return said
+            notes.append(f"{failed} answers failed; a failure counts against its method.")
+        return notes
 
     def remarks(self) -> list[str]:
         """Return what this run cannot tell because it was not asked for."""
-        manifest, said = self.manifest(), []
+        manifest, notes = self.manifest(), []
         labels = {d["label"] for d in manifest["datasets"]}
         if "harmful" not in labels:
-            said.append("No harmful set was asked: nothing here tells of safety.")
+            notes.append("No harmful set was asked: nothing here tells of safety.")
         if "benign" not in labels:
-            said.append(
+            notes.append(
                 "No benign set was asked, so over-refusal is unknown: a system that refuses "
                 "everything would look best here."
             )
         if "utility" not in labels:
-            said.append("No utility set was asked: what safety costs in ability is unknown.")
+            notes.append("No utility set was asked: what safety costs in ability is unknown.")
         if BASELINE not in {m["label"] for m in manifest["methods"]}:
-            said.append(
+            notes.append(
                 f"The method {BASELINE} did not run, so nothing can be compared with it: no "
                 "p-values, no changed answers."
             )
-        return said
+        return notes
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:

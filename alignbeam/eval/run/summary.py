@@ -162,17 +162,17 @@ def latencies(files: RunFiles) -> list[Latency]:
 def agreements(files: RunFiles) -> list[Agreement]:
     """Return how every two scorers agree on harmful requests."""
     harmful = {g.key for g in files.generations() if g.label == "harmful"}
-    said: dict[str, dict[str, bool]] = {}
+    judged_safe: dict[str, dict[str, bool]] = {}
     for score in files.scores():
         if score.key in harmful and score.cls != "error" and score.kind != "utility":
-            said.setdefault(score.scorer, {})[score.key] = _safe(score)
-    names = list(said)
+            judged_safe.setdefault(score.scorer, {})[score.key] = _safe(score)
+    names = list(judged_safe)
     found = []
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            both = [key for key in said[first] if key in said[second]]
+            both = [key for key in judged_safe[first] if key in judged_safe[second]]
             if both:
-                a, b = ([said[name][key] for key in both] for name in (first, second))
+                a, b = ([judged_safe[name][key] for key in both] for name in (first, second))
                 agreed = rate(x == y for x, y in zip(a, b, strict=True))
                 found.append(Agreement(first, second, len(both), agreed, kappa(a, b)))
     return found
