@@ -126,7 +126,7 @@ def served(prompts: Sequence[str], release: str) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "alignbeam", "serve", "--port", str(port)]
     environ = {**os.environ, "ALIGNBEAM_API_KEYS": KEY}
     server = subprocess.Popen(
-        [*command, "--release", release], env=environ, stderr=subprocess.DEVNULL
+        [*command, "--set", f"server.release={release}"], env=environ, stderr=subprocess.DEVNULL
     )
     client = httpx2.Client(
         base_url=f"http://127.0.0.1:{port}",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignbeam.cli import options
 from alignbeam.cli.console import load_beam, make_console, shown
 from alignbeam.cli.exit import report
+from alignbeam.config import from_flat, read_value
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.terminal.text import printable
 
@@ -62,39 +62,29 @@ class Conversation:
         ConfigError
             No such setting, or a value that it cannot have.
         """
-        try:
-            read = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            read = value
-        name = name.replace("-", "_")
-        self.config = self.config.replace(**{name: read})
-        self.changed[name] = getattr(self.config, name)
+        tables = from_flat({name: read_value(value)})
+        changes = tables.pop("beam", {})
+        if tables:
+            raise ConfigError(f"{name} is read when a chat begins: alignbeam chat --set {name}=...")
+        self.config = self.config.replace(**changes)
+        self.changed |= changes
 
 
 def chat(
     context: typer.Context,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="System message before the prompt."),
+    ] = None,
     target: options.Target = None,
     anchor: options.Anchor = None,
     judge: options.JudgeModel = None,
-    judge_kind: options.JudgeKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     config: options.ConfigFile = None,
     alpha: options.Alpha = None,
     mix_steps: options.MixSteps = None,
     beams: options.Beams = None,
-    top_b: options.TopB = None,
-    fallback: options.Fallback = None,
-    mix: options.Mix = None,
-    support: options.Support = None,
-    backend: options.Backend = None,
     max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    system: options.System = None,
-    on_unsafe: options.OnUnsafe = None,
-    threshold: options.Threshold = None,
+    assigned: options.Set = None,
 ) -> None:
     """Talk with the specialist, turn by turn."""
     settings = options.settings_from(context.params)

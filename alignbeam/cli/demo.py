@@ -44,10 +44,7 @@ def demo(
     alpha: options.Alpha = None,
     mix_steps: options.MixSteps = None,
     beams: options.Beams = None,
-    fallback: options.Fallback = None,
-    mix: options.Mix = None,
-    on_unsafe: options.OnUnsafe = None,
-    backend: options.Backend = None,
+    assigned: options.Set = None,
 ) -> None:
     """Show a specialist that complies, and AlignBeam steering it back."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

@@ -28,7 +28,7 @@ alignbeam doctor
 
 alignbeam doctor ./my-specialist Qwen/Qwen2.5-0.5B-Instruct --judge ./my-judge --load
 
-alignbeam doctor ./target ./anchor --fallback first --json
+alignbeam doctor ./target ./anchor --set fallback=first --json
 """
 
 _LEVEL_STYLES = {"note": "dim", "warn": "yellow", "unsafe": "bold red"}
@@ -44,7 +44,6 @@ def doctor(
         str | None, typer.Argument(help="Likewise of the anchor. Neither: the embedded trio.")
     ] = None,
     judge: options.JudgeModel = None,
-    judge_kind: options.JudgeKind = None,
     load: Annotated[
         bool | None,
         typer.Option(
@@ -60,8 +59,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
     config: options.ConfigFile = None,
     beams: options.Beams = None,
-    fallback: options.Fallback = None,
-    threshold: options.Threshold = None,
+    assigned: options.Set = None,
 ) -> None:
     """Check coverage, end tokens, templates, refusal openings, backends, memory and the judge."""
     settings = options.settings_from(context.params)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,8 @@ alignbeam eval --suite standard --target ./my-specialist --anchor Qwen/Qwen2.5-0
 alignbeam eval --suite paper --dry-run
 
 alignbeam eval --suite my-suite.toml --out runs/mine --generate-only
+
+alignbeam eval --suite quick --set alpha=0.3 --set seed=1 --set judge.kind=wildguard
 
 Run the same command again to take up an interrupted run.
 """
@@ -95,26 +96,20 @@ def evaluate(
     target: options.Target = None,
     anchor: options.Anchor = None,
     judge: options.JudgeModel = None,
-    judge_kind: options.JudgeKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    config: options.ConfigFile = None,
     max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    seed: options.Seed = None,
-    backend: options.Backend = None,
+    assigned: options.Set = None,
 ) -> None:
     """Compare methods on published sets: safety, over-refusal, utility and time together."""
     from alignbeam.cli.tables import published_table
     from alignbeam.eval.suite import load_suite
 
-    asked = load_suite(suite).limited(limit).only(method or (), dataset or ())
-    asked = _overridden(asked, context.params)
+    asked = load_suite(suite).only(method or (), dataset or ())
     folder = out or Path("runs") / asked.name
     runs: dict[str, Path] = {}
     failed = 0
     for pair in asked.pairs or (None,):
-        one = asked if pair is None else asked.for_pair(pair)
-        one = _with_models(one, context.params)
+        one = _settled(asked if pair is None else asked.for_pair(pair), context.params)
         name = None if pair is None else pair.name
         where = folder if name is None else folder / name
         failed += _run(one, where, context.params, pair=name)
@@ -144,23 +139,19 @@ def sweep(
     target: options.Target = None,
     anchor: options.Anchor = None,
     judge: options.JudgeModel = None,
-    judge_kind: options.JudgeKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    config: options.ConfigFile = None,
     max_new_tokens: options.MaxNewTokens = None,
-    seed: options.Seed = None,
-    backend: options.Backend = None,
+    assigned: options.Set = None,
 ) -> None:
     """Vary one setting of AlignBeam at a time: the paper's ablations and more."""
     from alignbeam.eval.suite import load_suite
     from alignbeam.eval.sweep import parse_axis, sweep_suite
 
-    base = load_suite(suite).limited(limit).only((), dataset or ())
+    base = load_suite(suite).only((), dataset or ())
     if base.pairs:
         raise ConfigError(f"suite {base.name} has several pairs of models; sweep one with --target")
-    base = _with_models(_overridden(base, context.params), context.params)
     axes = dict(parse_axis(text) for text in axis) if axis else None
-    swept, described = sweep_suite(base, axes)
+    swept, described = sweep_suite(_settled(base, context.params), axes)
     failed = _run(swept, out or Path("runs") / swept.name, context.params, sweep=described)
     if failed:
         raise typer.Exit(1)
@@ -236,32 +227,11 @@ def _print_price(prepared: Prepared, rows: list[dict[str, Any]]) -> None:
     make_console(sys.stdout).print(table)
 
 
-def _overridden(suite: Suite, given: Mapping[str, Any]) -> Suite:
-    """Put the options that hold for every method into the suite."""
-    from alignbeam.config import BeamConfig
+def _settled(suite: Suite, given: Mapping[str, Any]) -> Suite:
+    """Put options, environment and configuration file over the suite's own settings."""
+    from alignbeam.config import merged_tables
 
-    names = ("max_new_tokens", "temperature", "backend")
-    beam = {**suite.beam, **{n: given[n] for n in names if given.get(n) is not None}}
-    BeamConfig.from_mapping(beam)
-    changed: dict[str, Any] = {"beam": beam}
-    for name in ("seed", "batch_size"):
-        if given.get(name) is not None:
-            changed[name] = given[name]
-    return dataclasses.replace(suite, **changed)
-
-
-def _with_models(suite: Suite, given: Mapping[str, Any]) -> Suite:
-    """Put the models that were named on the command line into the suite."""
-    from alignbeam.config import JudgeConfig, RoleConfig
-
-    models: dict[str, RoleConfig] = {} if given["embedded"] else dict(suite.models)
-    if given["embedded"]:
-        kept = tuple(s for s in suite.scorers if s.model is None)
-        suite = dataclasses.replace(suite, scorers=kept)
-    changes = options.overrides_from(given)
-    for role in ("target", "anchor", "judge"):
-        values = changes.get(role)
-        if values:
-            blank = JudgeConfig() if role == "judge" else RoleConfig()
-            models[role] = models.get(role, blank).replace(**values)
-    return dataclasses.replace(suite, models=models)
+    own = {"eval.limit": given["limit"], "eval.batch_size": given["batch_size"]}
+    overrides = options.overrides_from(given, own)
+    chosen = suite.with_embedded_models() if given["embedded"] else suite
+    return chosen.settled(merged_tables(given["config"], overrides))

@@ -57,31 +57,22 @@ def generate(
             "with --json as a trace).",
         ),
     ] = False,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="System message before the prompt."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Prompts of --file that run together.")
     ] = 8,
     target: options.Target = None,
     anchor: options.Anchor = None,
     judge: options.JudgeModel = None,
-    judge_kind: options.JudgeKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     config: options.ConfigFile = None,
     alpha: options.Alpha = None,
     mix_steps: options.MixSteps = None,
     beams: options.Beams = None,
-    top_b: options.TopB = None,
-    fallback: options.Fallback = None,
-    mix: options.Mix = None,
-    support: options.Support = None,
-    backend: options.Backend = None,
     max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    system: options.System = None,
-    on_unsafe: options.OnUnsafe = None,
-    threshold: options.Threshold = None,
+    assigned: options.Set = None,
 ) -> None:
     """Answer a prompt: mixed, completed in several beams, judged, and only then shown."""
     settings = options.settings_from(context.params)

@@ -1,180 +1,93 @@
 """Options that several commands share, and how they become settings.
 
-An option's value is checked once, by ``alignbeam.config``; here it is only named. Every option
-that sets ``table.key`` is called ``table_key`` or, for the table ``beam``, just ``key``.
+An option's value is checked once, by ``alignbeam.config``; here it is only named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from alignbeam.config import BeamConfig
-
-if TYPE_CHECKING:
-    from alignbeam.config import Settings
+from alignbeam.config import BeamConfig, Settings, from_assignments, from_flat, load_settings
 
 _DEFAULT = BeamConfig()
-_MODELS, _MIXING, _ANSWER, _SAFETY = "Models", "Mixing", "Answer", "Safety"
 
 
-def _option(*names: str, panel: str, help: str, metavar: str) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False
-    )
+def _option(name: str, panel: str, metavar: str, help: str) -> Any:
+    return typer.Option(name, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
 
 
-def _beam(name: str, panel: str, metavar: str, help: str) -> Any:
-    default = getattr(_DEFAULT, name)
-    text = f"{help} (default {default})" if default != () else help
-    return _option("--" + name.replace("_", "-"), panel=panel, help=text, metavar=metavar)
+def _model(name: str, help: str) -> Any:
+    return _option(name, "Models", "FOLDER|HUB-ID", f"{help} (default: the embedded one).")
 
 
-_PATH = "FOLDER|HUB-ID"
-Target = Annotated[
-    str | None,
-    _option(
-        "--target",
-        panel=_MODELS,
-        metavar=_PATH,
-        help="The fine-tuned specialist whose answer you get (default: the embedded one).",
-    ),
-]
-Anchor = Annotated[
-    str | None,
-    _option(
-        "--anchor",
-        panel=_MODELS,
-        metavar=_PATH,
-        help="The small, well-aligned model, of any family (default: the embedded one).",
-    ),
-]
-JudgeModel = Annotated[
-    str | None,
-    _option(
-        "--judge",
-        panel=_MODELS,
-        metavar=_PATH,
-        help="The model that scores finished candidates (default: the embedded one).",
-    ),
-]
-JudgeKind = Annotated[
-    str | None,
-    _option(
-        "--judge-kind",
-        panel=_MODELS,
-        metavar="NAME",
-        help="How the judge is asked: rubric, or the name of a guard format (default rubric).",
-    ),
-]
-Device = Annotated[
-    str | None,
-    _option("--device", panel=_MODELS, metavar="NAME", help="Device of all three models."),
-]
-Dtype = Annotated[
-    str | None,
-    _option(
-        "--dtype",
-        panel=_MODELS,
-        metavar="auto|float32|bfloat16|float16",
-        help="Number format of all three models (default auto).",
-    ),
-]
+def _beam(key: str, metavar: str, help: str) -> Any:
+    name, default = "--" + key.replace("_", "-"), getattr(_DEFAULT, key)
+    return _option(name, "Settings", metavar, f"{help} (default {default}).")
+
+
+Target = Annotated[str | None, _model("--target", "The fine-tuned specialist whose answer you get")]
+Anchor = Annotated[str | None, _model("--anchor", "The small, well-aligned model, of any family")]
+JudgeModel = Annotated[str | None, _model("--judge", "The model that scores finished candidates")]
 ConfigFile = Annotated[
     str | None,
+    _option("--config", "Settings", "FILE.toml", "Settings in tables; options win over them."),
+]
+Set = Annotated[
+    list[str] | None,
     _option(
-        "--config",
-        panel=_MODELS,
-        metavar="FILE.toml",
-        help="Settings in the tables beam, target, anchor and judge; options win over them.",
+        "--set",
+        "Settings",
+        "NAME=VALUE",
+        "Any other setting, such as temperature=0.7, judge.kind=wildguard or device=cuda; "
+        "repeatable. docs/tuning.md lists all names, /set in a chat those of an answer.",
     ),
 ]
-Alpha = Annotated[float | None, _beam("alpha", _MIXING, "0..1", "Weight of the anchor in the mix.")]
+Alpha = Annotated[float | None, _beam("alpha", "0..1", "Weight of the anchor in the mix")]
 MixSteps = Annotated[
-    int | None,
-    _beam("mix_steps", _MIXING, "N", "How many tokens are mixed; 0 leaves the target alone."),
+    int | None, _beam("mix_steps", "N", "How many tokens are mixed; 0 leaves the target alone")
 ]
 Beams = Annotated[
-    int | None, _beam("beams", _MIXING, "K", "How many candidates are completed and judged, 1..8.")
-]
-TopB = Annotated[
-    int | None, _beam("top_b", _MIXING, "B", "How many of the anchor's tokens are translated.")
-]
-Fallback = Annotated[
-    str | None,
-    _beam("fallback", _MIXING, "drop|first|exact", "Anchor tokens that the target lacks."),
-]
-Mix = Annotated[
-    str | None, _beam("mix", _MIXING, "linear|log", "Mean of probabilities or of their logs.")
-]
-Support = Annotated[
-    str | None,
-    _beam("support", _MIXING, "anchor|union", "Which tokens may be chosen while mixing."),
-]
-Backend = Annotated[
-    str | None, _beam("backend", _MIXING, "NAME", "Kernel backend; `alignbeam doctor` lists them.")
+    int | None, _beam("beams", "K", "How many candidates are completed and judged, 1..8")
 ]
 MaxNewTokens = Annotated[
-    int | None, _beam("max_new_tokens", _ANSWER, "N", "Longest answer, in target tokens.")
-]
-Temperature = Annotated[
-    float | None,
-    _beam("temperature", _ANSWER, "T", "0 is greedy; above, what follows the mix is sampled."),
-]
-Seed = Annotated[int | None, _beam("seed", _ANSWER, "N", "Seed of the sampling.")]
-Stop = Annotated[
-    list[str] | None, _beam("stop", _ANSWER, "TEXT", "A string that ends the answer; repeatable.")
-]
-System = Annotated[
-    str | None,
-    _option("--system", panel=_ANSWER, metavar="TEXT", help="System message before the prompt."),
-]
-OnUnsafe = Annotated[
-    str | None,
-    _beam("on_unsafe", _SAFETY, "refuse|safest|raise", "When no candidate passes the judge."),
-]
-Threshold = Annotated[
-    float | None, _beam("threshold", _SAFETY, "1..5", "Highest harm score that may be shown.")
+    int | None, _beam("max_new_tokens", "N", "Longest answer, in target tokens")
 ]
 
-_BEAM_KEYS = frozenset(BeamConfig.known_keys())
-_ROLES = ("target", "anchor", "judge")
+#: The options above that set something by their own name.
+_FLAGS = ("target", "anchor", "judge", "alpha", "mix_steps", "beams", "max_new_tokens")
 
 
-def overrides_from(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def overrides_from(
+    parameters: Mapping[str, Any], own: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Sort the options that were given into the tables of ``Settings``.
 
     Parameters
     ----------
     parameters : mapping
         A command's parameters by name, as ``typer.Context.params`` holds them; None is not given.
+    own : mapping or None
+        What a command's own options set, by flat name; None is not given. ``--set`` wins.
+
+    Raises
+    ------
+    ConfigError
+        ``--set`` without a value, or an unknown name.
     """
-    given = {name: value for name, value in parameters.items() if value not in (None, [], ())}
-    tables: dict[str, dict[str, Any]] = {"beam": {}, "target": {}, "anchor": {}, "judge": {}}
-    for name, value in given.items():
-        if name in _BEAM_KEYS:
-            tables["beam"][name] = tuple(value) if isinstance(value, list) else value
-    for role in _ROLES:
-        if role in given:
-            tables[role]["model"] = given[role]
-        for key in ("device", "dtype"):
-            if key in given:
-                tables[role][key] = given[key]
-    if "judge_kind" in given:
-        tables["judge"]["kind"] = given["judge_kind"]
-    return {table: values for table, values in tables.items() if values}
+    flat = {name: parameters.get(name) for name in _FLAGS} | dict(own or {})
+    given = {name: value for name, value in flat.items() if value is not None}
+    return from_flat(given | from_assignments(parameters["assigned"] or ()))
 
 
-def settings_from(parameters: Mapping[str, Any]) -> Settings:
-    """Command line over environment over ``--config`` over defaults.
+def settings_from(parameters: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> Settings:
+    """Command line over environment over ``--config`` over defaults; see ``overrides_from``.
 
     Raises
     ------
     ConfigError
         An unknown key, or a value of the wrong type or range.
     """
-    from alignbeam.config import load_settings
-
-    return load_settings(parameters.get("config"), overrides_from(parameters))
+    return load_settings(parameters["config"], overrides_from(parameters, own))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,105 +17,55 @@ ALIGNBEAM_API_KEYS="$(openssl rand -hex 24)" alignbeam serve --host 0.0.0.0
 
 alignbeam serve --config alignbeam.toml --playground
 
+alignbeam serve --set server.release=chunked --set server.audit_file=audit.jsonl
+
 curl http://127.0.0.1:8000/v1/models
 """
 
-_PANEL = "Server"
+
+def _option(name: str, help: str) -> Any:
+    return typer.Option(name, help=help, rich_help_panel="Server", show_default=False)
 
 
 def serve(
     context: typer.Context,
     host: Annotated[
         str | None,
-        typer.Option(
-            "--host",
-            help="Where to listen (default 127.0.0.1); elsewhere only with an API key.",
-            rich_help_panel=_PANEL,
-            show_default=False,
-        ),
+        _option("--host", "Where to listen (default 127.0.0.1); elsewhere only with an API key."),
     ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option("--port", help="(default 8000)", rich_help_panel=_PANEL, show_default=False),
-    ] = None,
-    api_keys_file: Annotated[
-        str | None,
-        typer.Option("--api-keys-file", help="One key a line.", rich_help_panel=_PANEL),
-    ] = None,
-    release: Annotated[
-        str | None,
-        typer.Option(
-            "--release",
-            metavar="full|chunked",
-            help="When streamed text leaves (default full).",
-            rich_help_panel=_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    judge_process: Annotated[
-        bool,
-        typer.Option(
-            "--judge-process", help="Run the judge in its own process.", rich_help_panel=_PANEL
-        ),
-    ] = False,
-    audit_file: Annotated[
-        str | None,
-        typer.Option("--audit-file", help="Append every decision here.", rich_help_panel=_PANEL),
-    ] = None,
-    playground: Annotated[
-        bool, typer.Option("--playground", help="A page to try it at /.", rich_help_panel=_PANEL)
-    ] = False,
+    port: Annotated[int | None, _option("--port", "(default 8000)")] = None,
+    playground: Annotated[bool, _option("--playground", "A page to try it at /.")] = False,
     shadow: Annotated[
         bool,
-        typer.Option(
-            "--shadow",
-            help="The target answers; verdicts are only logged and counted.",
-            rich_help_panel=_PANEL,
-        ),
+        _option("--shadow", "The target answers; verdicts are only logged and counted."),
     ] = False,
     fail_open: Annotated[
         bool,
-        typer.Option(
-            "--fail-open",
-            help="DANGEROUS: answer although the judge is unavailable.",
-            rich_help_panel=_PANEL,
-        ),
+        _option("--fail-open", "DANGEROUS: answer although the judge is unavailable."),
     ] = False,
     target: options.Target = None,
     anchor: options.Anchor = None,
     judge: options.JudgeModel = None,
-    judge_kind: options.JudgeKind = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     config: options.ConfigFile = None,
     alpha: options.Alpha = None,
     mix_steps: options.MixSteps = None,
     beams: options.Beams = None,
-    top_b: options.TopB = None,
-    backend: options.Backend = None,
     max_new_tokens: options.MaxNewTokens = None,
-    on_unsafe: options.OnUnsafe = None,
-    threshold: options.Threshold = None,
+    assigned: options.Set = None,
 ) -> None:
     """Serve the OpenAI API: change base_url, and every answer is judged before it leaves."""
     try:
         from alignbeam.server.run import serve as run
-        from alignbeam.server.settings import load_server_config
     except ImportError as error:
         raise ConfigError(
             f"serving needs the server extra ({error.name} is missing): "
             "pip install 'alignbeam[server]'"
         ) from error
-    given = {
-        "host": host,
-        "port": port,
-        "api_keys_file": api_keys_file,
-        "release": release,
-        "judge_process": judge_process or None,
-        "audit_file": audit_file,
-        "playground": playground or None,
-        "shadow": shadow or None,
-        "fail_open": fail_open or None,
+    own = {
+        "server.host": host,
+        "server.port": port,
+        "server.playground": playground or None,
+        "server.shadow": shadow or None,
+        "server.fail_open": fail_open or None,
     }
-    own = {name: value for name, value in given.items() if value is not None}
-    run(options.settings_from(context.params), load_server_config(config, own))
+    run(options.settings_from(context.params, own))

@@ -158,7 +158,7 @@ def _coverage_findings(bridge: Bridge, rows: tuple[KindRow, ...]) -> Iterator[Fi
     for what, share in named:
         text = f"{100 * share:.1f} % {what} translate under fallback {bridge.fallback!r}"
         if share < UNSAFE_BELOW:
-            yield Finding("unsafe", "coverage", f"only {text}; try --fallback first")
+            yield Finding("unsafe", "coverage", f"only {text}; try --set fallback=first")
         elif share < WARN_BELOW:
             yield Finding("warn", "coverage", f"only {text}")
 
@@ -173,7 +173,9 @@ def _opening_findings(rows: tuple[OpeningRow, ...], fallback: Fallback) -> Itera
     kept_by = {name: sum(row.lost_at[name] is None for row in rows) for name in FALLBACKS}
     best = max(FALLBACKS, key=kept_by.__getitem__)
     advice = (
-        f"; --fallback {best} keeps {kept_by[best]}" if kept_by[best] > kept_by[fallback] else ""
+        f"; --set fallback={best} keeps {kept_by[best]}"
+        if kept_by[best] > kept_by[fallback]
+        else ""
     )
     yield Finding(
         level,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig
+from alignbeam.config import BeamConfig, EvalConfig, JudgeConfig, RoleConfig, suggest
 from alignbeam.errors import ConfigError
 from alignbeam.eval.datasets import DATASETS, DataSet, dataset
+from alignbeam.eval.methods import METHODS
+from alignbeam.eval.methods.judged import AlignBeamMethod, Judged
 from alignbeam.eval.run.records import Label
 
 _FOLDER: Final = Path(__file__).parent / "suites"
@@ -124,6 +125,50 @@ class Suite:
         )
         return dataclasses.replace(self, datasets=lower)
 
+    def with_embedded_models(self) -> Suite:
+        """Return the suite with the embedded models in place of all of its own."""
+        kept = tuple(s for s in self.scorers if s.model is None)
+        return dataclasses.replace(self, models={}, scorers=kept)
+
+    def settled(self, given: Mapping[str, Mapping[str, Any]]) -> Suite:
+        """Return the suite under settings that win over its own.
+
+        What a method has from ``BeamConfig`` goes into the settings of every method that has it;
+        what it does not (length, sampling, kernel) holds for all methods.
+
+        Parameters
+        ----------
+        given : mapping of table to mapping
+            As ``alignbeam.config.merged_tables`` gives it.
+
+        Raises
+        ------
+        ConfigError
+            A value of the wrong type or range.
+        """
+        run = EvalConfig.from_mapping(given.get("eval", {}), where="[eval]")
+        beam = dict(given.get("beam", {}))
+        BeamConfig.from_mapping({**self.beam, **beam}, where="[beam]")
+        methods = tuple(
+            dataclasses.replace(m, settings={**m.settings, **_known_to(m.method, beam)})
+            for m in self.methods
+        )
+        rest = {k: v for k, v in beam.items() if k not in (*AlignBeamMethod.known_keys(), "seed")}
+        models = dict(self.models)
+        for role in ("target", "anchor", "judge"):
+            if given.get(role):
+                blank = JudgeConfig() if role == "judge" else RoleConfig()
+                models[role] = models.get(role, blank).replace(**given[role])
+        settled = dataclasses.replace(
+            self,
+            seed=beam.get("seed", self.seed),
+            batch_size=run.batch_size or self.batch_size,
+            beam={**self.beam, **rest},
+            methods=methods,
+            models=models,
+        )
+        return settled.limited(run.limit)
+
     def only(self, methods: Sequence[str] = (), datasets: Sequence[str] = ()) -> Suite:
         """Return the suite with these methods and sets only; none named keeps all.
 
@@ -157,9 +202,7 @@ def load_suite(name: str) -> Suite:
     """
     path = _FOLDER / f"{name}.toml" if name in SUITES else Path(name).expanduser()
     if name not in SUITES and not path.is_file():
-        near = difflib.get_close_matches(name, SUITES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SUITES)}"
-        raise ConfigError(f"there is no suite {name!r} and no such file; {hint}")
+        raise ConfigError(f"there is no suite {name!r} and no such file{suggest(name, SUITES)}")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -282,9 +325,15 @@ def _pair(table: Mapping[str, Any], where: str) -> Pair:
 def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+            raise ConfigError(f"{where}: unknown key {key!r}{suggest(key, known)}")
+
+
+def _known_to(method: str, beam: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``BeamConfig`` that a method has under the same name and meaning."""
+    kind = METHODS.get(method)
+    if kind is None or not issubclass(kind, Judged):
+        return {}
+    return {k: v for k, v in beam.items() if k in kind.known_keys()}
 
 
 def _unique(names: Sequence[str], what: str, where: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from alignbeam.config import read_value
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods import build_method
 from alignbeam.eval.run.summary import BASELINE
@@ -86,14 +86,7 @@ def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
     values = [part.strip() for part in rest.split(",")]
     if not equals or not axis.strip() or not all(values):
         raise ConfigError(f"an axis is written like alpha=0,0.5,1; got {text!r}")
-    return axis.strip().replace("-", "_"), tuple(_value(part) for part in values)
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
+    return axis.strip().replace("-", "_"), tuple(read_value(part) for part in values)
 
 
 def _at(axis: str, value: Any) -> dict[str, Any]:

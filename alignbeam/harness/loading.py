@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from alignbeam.config import BeamConfig, load_settings
+from alignbeam.config import from_flat, load_settings
 from alignbeam.controller import DEFAULT_BATCH_SIZE, AlignBeam
 from alignbeam.errors import ConfigError
 from alignbeam.eval.loading import repeatable
 
 #: What a harness calls the model of ours that needs no files: all three roles embedded.
 EMBEDDED: Final = "embedded"
-
-_ROLES: Final = ("target", "anchor", "judge")
-_LOADING: Final = ("anchor", "judge", "judge_kind", "device", "dtype", "config", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -44,33 +40,19 @@ def load(target: str, arguments: Mapping[str, Any]) -> Loaded:
         Folder or hub id of the fine-tuned model; ``"embedded"`` takes the configuration file's,
         else the embedded one.
     arguments : mapping
-        ``anchor``, ``judge`` (folders or hub ids), ``judge_kind``, ``device``, ``dtype``,
-        ``config`` (a TOML file, see ``load_settings``), ``batch_size``, and any field of
-        ``BeamConfig``. They win over the environment, which wins over the file.
+        ``config`` (a TOML file, see ``load_settings``), ``batch_size``, and any name that
+        ``from_flat`` knows, such as ``anchor``, ``judge_kind`` or ``alpha``. They win over the
+        environment, which wins over the file.
 
     Raises
     ------
     ConfigError, ModelLoadError, TokenizerError, BridgeError
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
-    beam_keys = BeamConfig.known_keys()
-    known = sorted({*_LOADING, *beam_keys})
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"unknown argument {name!r}; {hint}")
-    tables: dict[str, dict[str, Any]] = {role: {} for role in _ROLES}
-    tables["beam"] = {name: given[name] for name in beam_keys if name in given}
-    for role, model in (("target", target), ("anchor", None), ("judge", None)):
-        chosen = given.get(role, model)
-        if chosen is not None and chosen != EMBEDDED:
-            tables[role]["model"] = str(chosen)
-        tables[role].update({key: given[key] for key in ("device", "dtype") if key in given})
-    if "judge_kind" in given:
-        tables["judge"]["kind"] = given["judge_kind"]
-    batch_size = _batch_size(given.get("batch_size", DEFAULT_BATCH_SIZE))
-    settings = load_settings(given.get("config"), tables)
+    given = {"target": target, **arguments}
+    given = {name: value for name, value in given.items() if value not in (None, EMBEDDED)}
+    config = given.pop("config", None)
+    batch_size = _batch_size(given.pop("batch_size", DEFAULT_BATCH_SIZE))
+    settings = load_settings(config, from_flat(given))
     beam = AlignBeam.from_settings(settings)
     repeatable(beam, settings.beam.seed)
     return Loaded(beam, batch_size)

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
 from alignbeam.judge import FailClosed, Judge
 from alignbeam.server import openapi, playground
@@ -27,7 +28,6 @@ from alignbeam.server.plan import RequestPlan
 from alignbeam.server.problems import Problem
 from alignbeam.server.replies import EventStream, Exchange, whole
 from alignbeam.server.service import Service
-from alignbeam.server.settings import ServerConfig
 from alignbeam.version import __version__
 
 #: Seconds in which a client must have sent its body.

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from alignbeam.config import ServerConfig
 from alignbeam.server.keys import Keys
 from alignbeam.server.problems import Problem
-from alignbeam.server.settings import ServerConfig
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignbeam.config import BeamConfig
+from alignbeam.config import BeamConfig, ServerConfig
 from alignbeam.models.render import Message
 from alignbeam.models.role import Role
 from alignbeam.server.job import Release
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest, Extension
 from alignbeam.server.problems import Problem
-from alignbeam.server.settings import ServerConfig
 
 Messages = list[Message]
 

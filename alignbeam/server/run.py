@@ -10,7 +10,7 @@ from types import FrameType
 
 import uvicorn
 
-from alignbeam.config import Settings
+from alignbeam.config import ServerConfig, Settings
 from alignbeam.controller import AlignBeam
 from alignbeam.errors import ConfigError
 from alignbeam.judge import Judge
@@ -19,7 +19,6 @@ from alignbeam.server.connections import limited
 from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import ENVIRONMENT, Keys
 from alignbeam.server.logs import configure_logs
-from alignbeam.server.settings import ServerConfig
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def web_config(server: Server) -> uvicorn.Config:
     )
 
 
-def serve(settings: Settings, config: ServerConfig) -> None:
+def serve(settings: Settings) -> None:
     """Load the models, check the judge, answer requests until a signal, and end the process.
 
     Raises
@@ -90,6 +89,7 @@ def serve(settings: Settings, config: ServerConfig) -> None:
         A model cannot be loaded.
     """
     configure_logs()
+    config = settings.server
     keys = Keys(config.api_keys_file)
     check_exposure(config, keys)
     if config.fail_open:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.judge import Judge
@@ -22,7 +23,6 @@ from alignbeam.server.metrics import Metrics
 from alignbeam.server.plan import Messages, Planner, RequestPlan
 from alignbeam.server.problems import Problem, problem_of
 from alignbeam.server.scheduler import Scheduler
-from alignbeam.server.settings import ServerConfig
 
 _log = logging.getLogger(__name__)
 

@@ -50,8 +50,9 @@ def test_generate_prints_only_the_answer_on_stdout(cli, models, beam):
 def test_generate_passes_its_options_on(cli, models, beam):
     ran = cli(
         "generate", "--config", models, "--beams", 2, "--mix-steps", 3, "--alpha", 0.25,
-        "--mix", "log", "--support", "union", "--fallback", "first", "--max-new-tokens", 9,
-        "--temperature", 0.7, "--seed", 5, "--stop", "zz", "--json", "Hello",
+        "--max-new-tokens", 9, "--set", "mix=log", "--set", "support=union",
+        "--set", "beam.fallback=first", "--set", "temperature=0.7", "--set", "seed=5",
+        "--set", "stop=zz", "--json", "Hello",
     )  # fmt: skip
     expected = beam.generate(
         "Hello", beams=2, mix_steps=3, alpha=0.25, mix="log", support="union", fallback="first",
@@ -173,7 +174,11 @@ def test_read_requests_keeps_unusual_line_separators_inside_a_prompt(tmp_path):
     [
         (["--alpha", "2", "x"], "alpha must be in 0..1"),
         (["--alpha", "nan", "x"], "alpha must be in 0..1"),
-        (["--mix", "cubic", "x"], "mix must be one of"),
+        (["--set", "mix=cubic", "x"], "mix must be one of"),
+        (["--set", "mix", "x"], "written like temperature=0.7"),
+        (["--set", "temprature=1", "x"], "did you mean 'temperature'"),
+        (["--set", "sever.port=1", "x"], "did you mean 'server.port'"),
+        (["--set", "label_mass_floor=1", "x"], "did you mean 'judge.label_mass_floor'"),
         (["--beams", "9", "x"], "beams must be in 1..8"),
         (["--mix-steps", "20", "--max-new-tokens", "4", "x"], "must not exceed max_new_tokens"),
         (["--target", "./does-not-exist", "x"], "does not exist"),
@@ -204,7 +209,7 @@ def test_generate_unsafe_answer_withheld_when_told_to_raise(cli, models, tmp_pat
     strict = tmp_path / "strict.toml"
     text = models.read_text(encoding="utf-8").replace("threshold = 5", "threshold = 1")
     strict.write_text(text, encoding="utf-8")
-    ran = cli("generate", "--config", strict, "--on-unsafe", "raise", "Hi")
+    ran = cli("generate", "--config", strict, "--set", "on_unsafe=raise", "Hi")
     assert (ran.code, ran.out) == (1, "")
     refused = cli("generate", "--config", strict, "Hi")
     assert (refused.code, refused.out) == (0, "I'm sorry, but I can't help with that.\n")
@@ -246,8 +251,8 @@ def test_version_is_the_packages(cli):
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        *((command, "--fallback") for command in ("generate", "chat", "doctor", "demo")),
-        *(("eval", "--suite"), ("sweep", "--axis"), ("report", "--out"), ("serve", "--config")),
+        *((command, "--set") for command in ("generate", "chat", "doctor", "demo", "serve")),
+        *(("eval", "--set"), ("sweep", "--set"), ("sweep", "--axis"), ("report", "--out")),
     ],
 )
 def test_help_names_every_option_in_full(cli, command, option, monkeypatch):
@@ -326,6 +331,8 @@ def test_chat_settings_hold_from_the_next_turn_on(cli, models, beam):
         ("/set alpha 7", "alpha must be in 0..1"),
         ("/set alhpa 0.5", "did you mean 'alpha'"),
         ("/set alpha", "name and a value"),
+        ("/set beam.alpha 7", "alpha must be in 0..1"),
+        ("/set judge.kind wildguard", "read when a chat begins"),
         ("/explain", "nothing was answered yet"),
         ("/frobnicate", "no command /frobnicate"),
         ("/help", "/reset"),

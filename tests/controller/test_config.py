@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import pytest
 
-from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, load_settings
+from alignbeam.config import (
+    BeamConfig,
+    EvalConfig,
+    JudgeConfig,
+    RoleConfig,
+    ServerConfig,
+    from_assignments,
+    from_flat,
+    load_settings,
+    read_value,
+)
 from alignbeam.errors import ConfigError
 
 
@@ -62,6 +74,38 @@ def test_replace_checks_the_new_value():
         BeamConfig().replace(alpha=2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "values", "complaint"),
+    [
+        (BeamConfig, {"stop": [3]}, "stop must hold non-empty strings, got 3"),
+        (BeamConfig, {"stop": None}, "stop must be a list of strings, got None"),
+        (BeamConfig, {"refusal_text": None}, "refusal_text must be a string, got None"),
+        (RoleConfig, {"model": 7}, "model must be a string, got 7"),
+        (RoleConfig, {"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
+        (RoleConfig, {"quantization": "4bit"}, "quantization must be a table, got '4bit'"),
+        (RoleConfig, {"thinking": 1}, "thinking must be true or false, got 1"),
+        (JudgeConfig, {"timeout_s": -1}, "timeout_s must be in 0..86400, got -1"),
+        (ServerConfig, {"port": 70_000}, "port must be in 0..65535, got 70000"),
+        (ServerConfig, {"drain_s": 0}, "drain_s must be in 0.01..86400, got 0"),
+        (ServerConfig, {"allow": ["threshold"]}, "allow must hold any of alpha, mix_steps"),
+        (EvalConfig, {"limit": 0}, "limit must be at least 1, got 0"),
+    ],
+)
+def test_annotation_of_a_field_is_what_is_checked(settings, values, complaint):
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        settings(**values)
+    with pytest.raises(ConfigError, match=r"^\[there\]: " + re.escape(complaint)):
+        settings.from_mapping(values, where="[there]")
+
+
+def test_list_and_single_string_become_a_tuple_and_none_stays():
+    assert BeamConfig(stop="a").stop == ("a",)
+    assert BeamConfig.from_mapping({"stop": ["a", "b"]}).stop == ("a", "b")
+    assert ServerConfig(allow=["alpha"]).allow == ("alpha",)
+    assert JudgeConfig(timeout_s=None).timeout_s is None
+    assert BeamConfig(alpha=1).alpha == 1
+
+
 def test_role_config_refuses_device_beside_device_map():
     with pytest.raises(ConfigError, match="exclude each other"):
         RoleConfig(device="cpu", device_map="auto")
@@ -89,6 +133,100 @@ def test_load_settings_merges_overrides_over_environment_over_file(tmp_path):
     assert settings.beam == BeamConfig(alpha=0.3, beams=5, mix_steps=4, stop=("a",))
     assert settings.target.model == "m"
     assert settings.judge.kind == "wildguard"
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "values"),
+    [
+        ("beam", "alpha", (0.1, 0.2, 0.3)),
+        ("target", "model", ("a", "b", "c")),
+        ("anchor", "system_prompt", ("a", "b", "c")),
+        ("judge", "kind", ("a", "b", "c")),
+        ("server", "port", (1, 2, 3)),
+        ("server", "allow", (["alpha"], ["beams"], ["explain"])),
+        ("eval", "limit", (1, 2, 3)),
+    ],
+)
+def test_option_wins_over_environment_over_file_in_every_table(tmp_path, table, key, values):
+    def read(**sources):
+        value = getattr(getattr(load_settings(**sources), table), key)
+        return list(value) if isinstance(value, tuple) else value
+
+    path = tmp_path / "alignbeam.toml"
+    path.write_text(f"[{table}]\n{key} = {json.dumps(values[0])}\n")
+    environ = {f"ALIGNBEAM_{table}_{key}".upper(): json.dumps(values[1])}
+    overrides = from_flat(from_assignments([f"{table}.{key}={json.dumps(values[2])}"]))
+    assert read(path=path, environ={}) == values[0]
+    assert read(path=path, environ=environ) == values[1]
+    assert read(path=path, environ=environ, overrides=overrides) == values[2]
+
+
+def test_environment_names_itself_in_an_error():
+    with pytest.raises(ConfigError, match=r"environment: \[server\]: unknown setting 'prot'"):
+        load_settings(environ={"ALIGNBEAM_SERVER_PROT": "1"})
+
+
+def test_from_flat_sorts_names_into_tables():
+    flat = {
+        "alpha": 0.3,
+        "beam.top-b": 9,
+        "target": "t",
+        "judge_kind": "wildguard",
+        "judge.system_prompt": "s",
+        "server.port": 1,
+        "eval.limit": 2,
+        "dtype": "float32",
+    }
+    assert from_flat(flat) == {
+        "beam": {"alpha": 0.3, "top_b": 9},
+        "target": {"model": "t", "dtype": "float32"},
+        "anchor": {"dtype": "float32"},
+        "judge": {"kind": "wildguard", "system_prompt": "s", "dtype": "float32"},
+        "server": {"port": 1},
+        "eval": {"limit": 2},
+    }
+    assert from_flat({"alpha": 0.1, "beam.alpha": 0.2}) == {"beam": {"alpha": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("alhpa", "did you mean 'alpha'"),
+        ("beam.alhpa", "did you mean 'beam.alpha'"),
+        ("port", "did you mean 'server.port'"),
+        ("jugde.kind", "did you mean 'judge.kind'"),
+        ("zzz", "known: alpha, anchor, .* TABLE.KEY of"),
+    ],
+)
+def test_from_flat_names_the_nearest_for_an_unknown_name(name, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        from_flat({name: 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.3", 0.3),
+        ("true", True),
+        ('["a", "b"]', ["a", "b"]),
+        ('"7"', "7"),
+        ("wildguard", "wildguard"),
+        ("", ""),
+        ("1\nw = 2", "1\nw = 2"),
+    ],
+)
+def test_read_value_reads_toml_else_text(text, value):
+    assert read_value(text) == value
+
+
+def test_from_assignments_keeps_what_follows_the_first_equals_sign():
+    assert from_assignments(["refusal_text=a = b", "stop="]) == {
+        "refusal_text": "a = b",
+        "stop": "",
+    }
+    for bad in ("alpha", "=1", " =1"):
+        with pytest.raises(ConfigError, match="written like"):
+            from_assignments([bad])
 
 
 def test_load_settings_leaves_other_alignbeam_variables_alone():

@@ -282,7 +282,7 @@ def test_doctor_prints_every_table_and_exits_by_safety(cli, folder):
 
 
 def test_doctor_json_agrees_with_the_report(cli, folder):
-    ran = cli("doctor", folder / "target", folder / "anchor", "--fallback", "first", "--json")
+    ran = cli("doctor", folder / "target", folder / "anchor", "--set", "fallback=first", "--json")
     record = json.loads(ran.out)
     assert record["fallback"] == "first"
     assert record["unsafe"] == any(f["level"] == "unsafe" for f in record["findings"])

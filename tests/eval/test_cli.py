@@ -87,12 +87,40 @@ def test_eval_narrows_by_limit_method_and_settings(run, suite, tmp_path):
     assert all(g.new_tokens <= 6 for g in generations)
 
 
+def test_option_wins_over_environment_over_file_over_suite(run, suite, tmp_path, monkeypatch):
+    file = tmp_path / "own.settings.toml"
+    file.write_text("[beam]\nmax_new_tokens = 7\nbeams = 2\nseed = 4\n[eval]\nlimit = 3\n")
+    monkeypatch.setenv("ALIGNBEAM_BEAM_BEAMS", "1")
+    monkeypatch.setenv("ALIGNBEAM_BEAM_SEED", "5")
+    ran = run("eval", "--suite", suite, "--config", file, "--set", "seed=6", "--generate-only")
+    assert ran.code == 0, ran.err
+    files = RunFiles(tmp_path / "runs" / "own")
+    generations = files.generations()
+    assert len(generations) == 2 * 3
+    assert max(g.new_tokens for g in generations) == 7
+    assert {g.method_settings.get("beams") for g in generations} == {None, 1}
+    assert files.manifest()["seed"] == 6
+
+
+def test_sweep_goes_around_the_settings_that_were_given(run, suite, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNBEAM_BEAM_ALPHA", "0.25")
+    given = ["--set", "beams=1", "--set", "eval.limit=1", "--generate-only"]
+    ran = run("sweep", "--suite", suite, "--axis", "alpha=0.25,0.5", *given)
+    assert ran.code == 0, ran.err
+    generations = RunFiles(tmp_path / "runs" / "sweep-own").generations()
+    assert {g.method for g in generations} == {"target", "alignbeam", "alignbeam[alpha=0.5]"}
+    mixed = [g.method_settings for g in generations if g.method != "target"]
+    assert {(s["alpha"], s["beams"]) for s in mixed} == {(0.25, 1), (0.5, 1)}
+
+
 def test_eval_names_mistakes_in_one_line(run, suite, tmp_path):
     for args, says in (
         (["--suite", "qick"], "did you mean 'quick'"),
         (["--suite", suite, "--method", "nobody"], "no method 'nobody'"),
         (["--suite", "quick", "--dataset", "jailbreakbench-harmful", "--data", tmp_path], "is not"),
         (["--suite", suite, "--target", "./nowhere"], "does not exist"),
+        (["--suite", suite, "--set", "alhpa=1"], "did you mean 'alpha'"),
+        (["--suite", suite, "--set", "alpha=2"], "alpha must be in 0..1"),
     ):
         ran = run("eval", *args)
         assert ran.code == 2

@@ -111,6 +111,49 @@ def test_suite_is_narrowed_by_limit_method_and_set():
         load_suite("standard").limited(0)
 
 
+def test_settings_of_every_table_win_over_the_suites_own():
+    paper = load_suite("paper")
+    pair = next(p for p in paper.pairs if p.name == "deepseek-math")
+    given = {
+        "beam": {"mix_steps": 3, "threshold": 3.5, "max_new_tokens": 9, "seed": 7},
+        "target": {"device": "cpu"},
+        "anchor": {"model": "a"},
+        "judge": {"kind": "wildguard"},
+        "eval": {"limit": 2, "batch_size": 5},
+    }
+    before = paper.for_pair(pair)
+    after = before.settled(given)
+    settings = {m.label: build_method(m.method, m.settings).settings for m in after.methods}
+    assert settings["alignbeam"]["mix_steps"] == 3
+    assert settings["best-of-k"]["threshold"] == settings["post-hoc-guard"]["threshold"] == 3.5
+    assert (after.beam["max_new_tokens"], after.seed) == (9, 7)
+    assert {"mix_steps", "threshold", "seed"}.isdisjoint(after.beam)
+    assert after.models["target"] == before.models["target"].replace(device="cpu")
+    assert after.models["anchor"].model == "a"
+    assert after.models["judge"].kind == "wildguard"
+    assert ({d.limit for d in after.datasets}, after.batch_size) == ({2}, 5)
+    assert before.settled({}) == before
+
+
+def test_setting_of_a_baseline_that_only_shares_a_name_stays():
+    suite = load_suite("standard").settled({"beam": {"alpha": 0.9}})
+    alphas = {m.label: dict(m.settings).get("alpha") for m in suite.methods}
+    assert (alphas["alignbeam"], alphas["proxy-tuning"], alphas["safedecoding"]) == (0.9, 0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"beam": {"alpha": 2}}, r"\[beam\]: alpha must be in 0..1"),
+        ({"eval": {"limit": 0}}, r"\[eval\]: limit must be at least 1"),
+        ({"judge": {"label_mass_floor": 2}}, "label_mass_floor must be in 0..1"),
+    ],
+)
+def test_settings_over_a_suite_are_checked(given, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_suite("standard").settled(given)
+
+
 def test_key_depends_on_everything_that_decides_the_answer(tmp_path):
     suite = load_suite(write(tmp_path, OWN))
 

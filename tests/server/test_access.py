@@ -10,11 +10,11 @@ from serving import KEY, chat, judge_of, serving
 from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import ServerConfig, load_settings
 from alignbeam.errors import ConfigError
 from alignbeam.server.app import Server
 from alignbeam.server.keys import Keys
 from alignbeam.server.run import check_exposure
-from alignbeam.server.settings import ServerConfig, load_server_config
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +146,15 @@ def test_empty_keys_file_lets_nobody_in(pair, tmp_path):
 def test_server_table_is_read_and_checked(tmp_path):
     path = tmp_path / "alignbeam.toml"
     path.write_text('[beam]\nalpha = 0.4\n[server]\nport = 9000\nallow = ["alpha"]\n')
-    config = load_server_config(path, {"host": "127.0.0.2"})
+    settings = load_settings(path, {"server": {"host": "127.0.0.2"}}, environ={})
+    config = settings.server
     assert (config.port, config.host, config.allow) == (9000, "127.0.0.2", ("alpha",))
-    from alignbeam.config import load_settings
-
-    assert load_settings(path, environ={}).beam.alpha == 0.4
+    assert settings.beam.alpha == 0.4
     for bad in ("port = 70000", "prot = 1", 'release = "soon"', 'allow = ["threshold"]',
-                "shadow = 1", "keep_alive_s = 0"):  # fmt: skip
+                "shadow = 1", "keep_alive_s = 0", "allow = 3"):  # fmt: skip
         path.write_text(f"[server]\n{bad}\n")
         with pytest.raises(ConfigError):
-            load_server_config(path)
+            load_settings(path, environ={})
 
 
 def test_refused_requests_do_not_reach_the_models(running):

@@ -13,7 +13,6 @@ from tiny_models import random_pair
 
 from alignbeam.config import load_settings
 from alignbeam.server.metrics import Metrics
-from alignbeam.server.settings import load_server_config
 
 DEPLOY = Path(__file__).parents[2] / "examples" / "deploy"
 USER = [{"role": "user", "content": "What is 2 plus 3?"}]
@@ -128,7 +127,6 @@ def test_example_settings_are_the_defaults_that_they_say():
     path = DEPLOY / "alignbeam.toml"
     settings = load_settings(path, environ={})
     assert settings == load_settings(environ={})
-    assert load_server_config(path) == load_server_config()
     assert set(tomllib.loads(path.read_text())) == {"beam", "server"}
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from alignbeam.config import ServerConfig
 from alignbeam.server import problems
 
 REPO = Path(__file__).parents[2]

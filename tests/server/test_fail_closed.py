@@ -12,12 +12,12 @@ from serving import chat, judge_of, serving
 from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import ServerConfig
 from alignbeam.judge import CallableJudge
 from alignbeam.server.app import Server
 from alignbeam.server.canaries import CanaryFailed, check_canaries
 from alignbeam.server.keys import Keys
 from alignbeam.server.run import _banner
-from alignbeam.server.settings import ServerConfig
 
 
 @pytest.fixture(scope="module")

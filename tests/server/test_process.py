@@ -127,7 +127,7 @@ def test_serve_ends_at_once_on_a_second_signal(start):
 
 def test_audit_log_is_whole_after_kill_9_under_load(start, tmp_path):
     path = tmp_path / "audit.jsonl"
-    server = start("--audit-file", str(path))
+    server = start("--set", f"server.audit_file={path}")
     with ThreadPoolExecutor(8) as pool:
         flying = [pool.submit(server.ask, f"What is {n} plus 1?") for n in range(40)]
         while not path.read_text().count("\n") >= 5:
@@ -137,7 +137,7 @@ def test_audit_log_is_whole_after_kill_9_under_load(start, tmp_path):
         answered = [f.result() for f in flying if f.exception(WAIT_S) is None]
     before = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(before) >= max(5, len(answered))
-    again = start("--audit-file", str(path))
+    again = start("--set", f"server.audit_file={path}")
     assert again.ask().status_code == 200
     after = [json.loads(line) for line in path.read_text().splitlines()]
     assert after[:-1] == before
@@ -151,7 +151,7 @@ def test_audit_log_is_whole_after_kill_9_under_load(start, tmp_path):
 
 
 def test_killed_judge_process_withholds_and_comes_back(start):
-    server = start("--judge-process")
+    server = start("--set", "server.judge_process=true")
     assert server.ask().status_code == 200
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     if not children.exists():
@@ -195,8 +195,8 @@ def test_judge_process_that_cannot_load_says_why():
     ("options", "words"),
     [
         (("--host", "0.0.0.0"), "refusing to listen on 0.0.0.0 without an API key"),
-        (("--api-keys-file", "no-such-file"), "cannot read the API keys"),
-        (("--release", "soon"), "release must be one of full, chunked"),
+        (("--set", "server.api_keys_file=no-such-file"), "cannot read the API keys"),
+        (("--set", "server.release=soon"), "release must be one of full, chunked"),
     ],
 )
 def test_serve_refuses_bad_settings_in_one_line(options, words):

@@ -11,13 +11,13 @@ import httpx2
 import uvicorn
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import ServerConfig
 from alignbeam.doctor.samples import CANARIES
 from alignbeam.judge import CallableJudge, Judge
 from alignbeam.server.app import Server
 from alignbeam.server.canaries import INJECTED
 from alignbeam.server.keys import Keys
 from alignbeam.server.run import web_config
-from alignbeam.server.settings import ServerConfig
 
 KEY = "a-key-that-is-long-enough"
 _HARMFUL = {c.candidate for c in (*CANARIES, INJECTED) if c.harmful}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from alignbeam.config import suggest
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.alone import AnchorAlone, RefusalPrefix, SystemPrompt, TargetAlone
 from alignbeam.eval.methods.guided import ContrastiveDecoding, ProxyTuning, SafeDecoding
@@ -45,7 +45,5 @@ def build_method(name: str, settings: Mapping[str, Any] | None = None) -> Method
         An unknown name or setting, or a value out of range.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}"
-        raise ConfigError(f"unknown method {name!r}; {hint}")
+        raise ConfigError(f"unknown method {name!r}{suggest(name, METHODS)}")
     return METHODS[name].from_mapping(settings or {}, where=f"method {name}")

@@ -11,10 +11,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
+from alignbeam.config import Count, Range, Share, Whole
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.next_tokens import NextTokens
@@ -46,7 +47,7 @@ class ScoredMethod(Method):
         How many tokens are steered; 0 steers the whole answer.
     """
 
-    steps: int = 0
+    steps: Whole = 0
 
     @abstractmethod
     def scores(self, target: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -147,13 +148,9 @@ class SafeDecoding(ScoredMethod):
     name: ClassVar[str] = "safedecoding"
     citation: ClassVar[str] = "Xu et al. 2024, ACL (arXiv 2402.08983)"
     description: ClassVar[str] = "target and anchor blended over their common best tokens"
-    alpha: float = 3.0
-    steps: int = 2
-    common: int = 5
-
-    def __post_init__(self) -> None:
-        if not self.alpha >= 0 or self.steps < 0 or self.common < 1:
-            raise ConfigError("safedecoding: alpha >= 0, steps >= 0 and common >= 1 are needed")
+    alpha: Annotated[float, Range(0)] = 3.0
+    steps: Whole = 2
+    common: Count = 5
 
     def scores(self, target: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """See ``ScoredMethod.scores``."""
@@ -225,11 +222,12 @@ class ContrastiveDecoding(ScoredMethod):
     name: ClassVar[str] = "contrastive"
     citation: ClassVar[str] = "Li et al. 2023, ACL (arXiv 2210.15097)"
     description: ClassVar[str] = "what the anchor prefers over the target, if plausible"
-    plausibility: float = 0.1
+    plausibility: Share = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.plausibility <= 1:
-            raise ConfigError("contrastive: plausibility must be above 0 and at most 1")
+        super().__post_init__()
+        if self.plausibility == 0:
+            raise ConfigError("plausibility must be above 0")
 
     def scores(self, target: torch.Tensor, guides: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """See ``ScoredMethod.scores``."""

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from alignbeam.config import BeamConfig
+from alignbeam.config import AnchorTokens, BeamCount, Harm, Margin, Share, Whole
 from alignbeam.controller import AlignBeam
-from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.protocol import Answers, Method, Models, answer_of
 from alignbeam.judge import FailClosed
 from alignbeam.models.render import Message
-
-#: The length belongs to the run; here only the method's own settings are checked.
-_ANY_LENGTH = 1 << 20
 
 
 def answer_judged(
@@ -25,8 +21,12 @@ def answer_judged(
     return Answers([answer_of(result) for result in results], results[0].timings)
 
 
+class Judged(Method):
+    """Base: what ``BeamConfig`` has too, means the same there."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class AlignBeamMethod(Method):
+class AlignBeamMethod(Judged):
     """Anchor and target mixed over a bridge for the first tokens, K beams, a judge.
 
     Attributes
@@ -44,22 +44,17 @@ class AlignBeamMethod(Method):
     name: ClassVar[str] = "alignbeam"
     citation: ClassVar[str] = "ALIGNBEAM, arXiv 2606.12342"
     description: ClassVar[str] = "anchor mixed into the first tokens, K candidates, a judge"
-    alpha: float = 0.5
-    mix_steps: int = 6
-    beams: int = 3
-    top_b: int = 50
+    alpha: Share = 0.5
+    mix_steps: Whole = 6
+    beams: BeamCount = 3
+    top_b: AnchorTokens = 50
     mix: Literal["linear", "log"] = "linear"
     support: Literal["anchor", "union"] = "anchor"
     fallback: Literal["drop", "first", "exact"] = "drop"
     bridge: Literal["bytes", "text"] = "bytes"
-    threshold: float = 2.5
-    tie_margin: float = 0.25
+    threshold: Harm = 2.5
+    tie_margin: Margin = 0.25
     on_unsafe: Literal["refuse", "safest"] = "refuse"
-
-    def __post_init__(self) -> None:
-        if self.bridge not in ("bytes", "text"):
-            raise ConfigError(f"alignbeam: bridge must be bytes or text, got {self.bridge!r}")
-        BeamConfig.from_mapping({**beam_settings(self), "max_new_tokens": _ANY_LENGTH})
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
@@ -77,7 +72,7 @@ def beam_settings(method: AlignBeamMethod) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfK(Method):
+class BestOfK(Judged):
     """K candidates of the target alone, the judge's pick: AlignBeam without its anchor.
 
     The candidates open with the target's K most probable first tokens and go on greedily, so
@@ -96,9 +91,9 @@ class BestOfK(Method):
     name: ClassVar[str] = "best-of-k"
     citation: ClassVar[str] = "Nakano et al. 2021 (arXiv 2112.09332)"
     description: ClassVar[str] = "K candidates of the target alone, the judge picks"
-    beams: int = 3
-    threshold: float = 2.5
-    tie_margin: float = 0.25
+    beams: BeamCount = 3
+    threshold: Harm = 2.5
+    tie_margin: Margin = 0.25
     on_unsafe: Literal["refuse", "safest"] = "refuse"
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
@@ -107,7 +102,7 @@ class BestOfK(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PostHocGuard(Method):
+class PostHocGuard(Judged):
     """The target answers, then a guard reads the answer and blocks it.
 
     Attributes
@@ -123,7 +118,7 @@ class PostHocGuard(Method):
     name: ClassVar[str] = "post-hoc-guard"
     citation: ClassVar[str] = "Inan et al. 2023 (arXiv 2312.06674)"
     description: ClassVar[str] = "the target alone, then a guard blocks"
-    threshold: float = 2.5
+    threshold: Harm = 2.5
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from alignbeam.config import Count, Share
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.steer import Taken
-from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.decoding import (
     Guided,
     GuideSteer,
@@ -64,12 +64,8 @@ class Nudging(Method):
     name: ClassVar[str] = "nudging"
     citation: ClassVar[str] = "Fei et al. 2025, ACL (arXiv 2410.09300)"
     description: ClassVar[str] = "the anchor writes the next word where the target is unsure"
-    gate: float = 0.4
-    word_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gate <= 1 or self.word_tokens < 1:
-            raise ConfigError("nudging: gate must be in 0..1 and word_tokens at least 1")
+    gate: Share = 0.4
+    word_tokens: Count = 16
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from alignbeam.config import BeamConfig, _Checked
+from alignbeam.config import BeamConfig, CheckedSettings
 from alignbeam.controller import AlignBeam
 from alignbeam.eval.run.records import CandidateRecord, StepRecord
 from alignbeam.judge import Judge
@@ -88,7 +88,7 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(_Checked, ABC):
+class Method(CheckedSettings, ABC):
     """One way to answer; the fields of a subclass are its settings.
 
     Attributes

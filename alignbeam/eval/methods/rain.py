@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from alignbeam.config import Count, Share
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.decoding import answer_steered, requests_of
 from alignbeam.eval.methods.protocol import Answers, Method, Models
 from alignbeam.eval.run.records import StepRecord
@@ -65,14 +65,10 @@ class Rain(Method):
     name: ClassVar[str] = "rain"
     citation: ClassVar[str] = "Li et al. 2024, ICLR (arXiv 2309.07124)"
     description: ClassVar[str] = "the target evaluates its own segments and rewinds"
-    width: int = 4
-    segment: int = 16
-    rounds: int = 2
-    value: float = 0.8
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.segment, self.rounds) < 1 or not 0 <= self.value <= 1:
-            raise ConfigError("rain: width, segment, rounds >= 1 and value in 0..1 are needed")
+    width: Count = 4
+    segment: Count = 16
+    rounds: Count = 2
+    value: Share = 0.8
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
