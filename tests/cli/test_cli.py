@@ -72,6 +72,22 @@ def test_generate_option_wins_over_environment_and_file(cli, models, monkeypatch
     assert len(from_option["candidates"]) == 1
 
 
+def test_serve_option_wins_over_environment_over_file_in_every_table(cli, monkeypatch, tmp_path):
+    served = []
+    monkeypatch.setattr("alignbeam.server.run.serve", served.append)
+    path = tmp_path / "alignbeam.toml"
+    path.write_text("[server]\nport = 1\nmax_queued = 1\ndrain_s = 1\n[judge]\ntimeout_s = 1\n")
+    monkeypatch.setenv("ALIGNBEAM_SERVER_PORT", "2")
+    monkeypatch.setenv("ALIGNBEAM_SERVER_MAX_QUEUED", "2")
+    monkeypatch.setenv("ALIGNBEAM_JUDGE_TIMEOUT_S", "2")
+    given = ["--port", 3, "--shadow", "--alpha", 0.0, "--set", "judge.timeout_s=3"]
+    assert cli("serve", "--config", path, *given).code == 0
+    (settings,) = served
+    server = settings.server
+    assert (server.port, server.max_queued, server.drain_s, server.shadow) == (3, 2, 1, True)
+    assert (settings.judge.timeout_s, settings.beam.alpha) == (3, 0.0)
+
+
 def test_generate_json_is_one_strict_object_with_scores(cli, models):
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")

@@ -99,7 +99,7 @@ def test_option_wins_over_environment_over_file_over_suite(run, suite, tmp_path,
     assert len(generations) == 2 * 3
     assert max(g.new_tokens for g in generations) == 7
     assert {g.method_settings.get("beams") for g in generations} == {None, 1}
-    assert files.manifest()["seed"] == 6
+    assert files.manifest()["suite"]["seed"] == 6
 
 
 def test_sweep_goes_around_the_settings_that_were_given(run, suite, tmp_path, monkeypatch):
