@@ -6,7 +6,8 @@ that could be taken for a finished one. ``CMakeLists.txt`` is the only list of s
 
 Environment
 -----------
-ALIGNBEAM_CACHE : folder of the builds; ``~/.cache/alignbeam`` unless set.
+ALIGNBEAM_CACHE : the cache folder, ``~/.cache/alignbeam`` unless set; builds go into ``native``.
+    Nothing is loaded from one that another user owns or can write to.
 ALIGNBEAM_DISABLE_JIT : ``1`` refuses to build.
 ALIGNBEAM_EXTENSION : an extension to load in place of the installed one (sanitizer builds).
 CXX, CUDACXX : the compilers, as CMake reads them.
@@ -33,6 +34,7 @@ from typing import Any
 
 import torch
 
+from alignbeam.cache_folder import cache_folder, make_cache_folder, untrusted
 from alignbeam.errors import AlignBeamError, BackendUnavailable
 
 _log = logging.getLogger(__name__)
@@ -170,18 +172,20 @@ def _cached_or_build(folder: Path, options: tuple[str, ...], compilers: list[str
         *options,
     )
     key = _sha256("\n".join(parts).encode())[:20]
-    cache = _cache_folder()
+    cache = cache_folder("native")
+    if cache is None:
+        raise _BuildRefused("there is no home folder to build into; set ALIGNBEAM_CACHE")
     final = cache / key
     failed = cache / f"{key}.log"
-    found = _extension_in(final)
+    found = _trusted_in(final)
     if found is not None:
         return found
     if os.environ.get("ALIGNBEAM_DISABLE_JIT") == "1":
         raise _BuildRefused("not installed, and ALIGNBEAM_DISABLE_JIT=1 forbids to build it")
     tools = _tools()
-    cache.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(cache)
     with _locked(cache / f"{key}.lock"):
-        found = _extension_in(final)
+        found = _trusted_in(final)
         if found is not None:
             return found
         if failed.exists():
@@ -190,10 +194,11 @@ def _cached_or_build(folder: Path, options: tuple[str, ...], compilers: list[str
         with tempfile.TemporaryDirectory(dir=cache) as work:
             built = _compile(folder, Path(work), options, tools, failed)
             ready = Path(work) / "ready"
-            ready.mkdir()
-            shutil.copy2(built, ready / built.name)
+            ready.mkdir(mode=0o700)
+            shutil.copyfile(built, ready / built.name)
+            (ready / built.name).chmod(0o600)
             ready.rename(final)
-    found = _extension_in(final)
+    found = _trusted_in(final)
     if found is None:
         raise _BuildRefused(f"the build in {final} was removed while it was being used")
     return found
@@ -273,9 +278,13 @@ def _version_of(program: str) -> str:
     return result.stdout
 
 
-def _cache_folder() -> Path:
-    chosen = os.environ.get("ALIGNBEAM_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "alignbeam") / "native"
+def _trusted_in(final: Path) -> Path | None:
+    """Return the extension in the cache's folder ``final``; nobody else may have put it there."""
+    found = _extension_in(final)
+    levels = [final.parent.parent, final.parent]
+    if fault := untrusted(*levels, *([final, found] if found is not None else [])):
+        raise _BuildRefused(f"nothing is loaded from a cache that is not this user's: {fault}")
+    return found
 
 
 def _extension_in(folder: Path) -> Path | None:

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
+from alignbeam.cache_folder import cache_folder, make_cache_folder, untrusted
 from alignbeam.vocab.matching import Kind, Tables
 from alignbeam.vocab.vocabulary import Vocabulary
 
@@ -43,17 +44,15 @@ def key(anchor: Vocabulary, target: Vocabulary, method: str) -> str:
 
 
 def folder(cache_dir: str | PathLike[str] | Literal[False] | None) -> Path | None:
-    """Return the folder to use; None for no cache."""
+    """Return the folder to use; None for no cache. One that others can change is warned about."""
     if cache_dir is False:
         return None
-    if cache_dir is not None:
-        return Path(cache_dir)
-    if root := os.environ.get("ALIGNBEAM_CACHE"):
-        return Path(root) / "bridges"
-    try:
-        return Path.home() / ".cache" / "alignbeam" / "bridges"
-    except RuntimeError:  # a user without a home folder, as in some containers
+    where = cache_folder("bridges") if cache_dir is None else Path(cache_dir)
+    levels = [] if where is None else [where.parent, where] if cache_dir is None else [where]
+    if fault := untrusted(*levels):
+        _warn(f"bridge cache: {fault}; going on without a cache")
         return None
+    return where
 
 
 def _path(where: Path, fingerprint: str) -> Path:
@@ -63,11 +62,14 @@ def _path(where: Path, fingerprint: str) -> Path:
 def load(where: Path, fingerprint: str, widths: tuple[int, int]) -> Tables | None:
     """Return the stored tables, or None where there are none that can be trusted.
 
-    Another pair's file under this name is ignored; a damaged file is warned about. Both are
-    then rebuilt by the caller.
+    Another pair's file under this name is ignored; a damaged file, or one that others can change,
+    is warned about. All are then rebuilt by the caller.
     """
     path = _path(where, fingerprint)
     if not path.is_file():
+        return None
+    if fault := untrusted(path):
+        _warn(f"bridge cache: {fault}; building the bridge anew")
         return None
     try:
         with safe_open(path, framework="pt") as stored:
@@ -91,7 +93,7 @@ def save(where: Path, fingerprint: str, tables: Tables) -> None:
     data = safetensors_bytes(tables._asdict(), metadata)
     scratch = None
     try:
-        where.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(where)
         with tempfile.NamedTemporaryFile(dir=where, suffix=".tmp", delete=False) as file:
             scratch = Path(file.name)
             file.write(data)

@@ -130,6 +130,68 @@ def test_build_happens_once_when_several_processes_want_it(tmp_path: Path) -> No
     assert calls.read_text() == "x"
 
 
+def _quick_build(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The extension's path in the cache, after a build that compiles nothing."""
+
+    def write(folder: Path, work: Path, *_: object) -> Path:
+        built = work / f"_C{build.sysconfig.get_config_var('EXT_SUFFIX')}"
+        built.write_text("whole")
+        return built
+
+    monkeypatch.setattr(build, "_compile", write)
+    folder = build.source_folder()
+    assert folder is not None
+    return build._cached_or_build(folder, (), [])
+
+
+def test_build_is_for_this_user_alone_whatever_the_umask(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    before = os.umask(0)
+    try:
+        built = _quick_build(monkeypatch)
+    finally:
+        os.umask(before)
+    for path in (own_cache.parent, own_cache, built.parent, built):
+        assert path.stat().st_mode & 0o77 == 0
+    assert _quick_build(monkeypatch) == built
+
+
+@pytest.mark.parametrize("level", ["root", "folder", "build", "file"])
+def test_build_loads_nothing_that_other_users_could_have_planted(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    built = _quick_build(monkeypatch)
+    levels = {
+        "root": built.parent.parent.parent,
+        "folder": built.parent.parent,
+        "build": built.parent,
+        "file": built,
+    }
+    levels[level].chmod(0o777)
+    with pytest.raises(build._BuildRefused, match=f"{levels[level]} can be changed by other users"):
+        _quick_build(monkeypatch)
+    levels[level].chmod(0o700)
+    assert _quick_build(monkeypatch) == built
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("level", ["folder", "file"])
+def test_build_loads_nothing_of_another_user(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    built = _quick_build(monkeypatch)
+    planted = {"folder": built.parent.parent, "file": built}[level]
+    os.chown(planted, 12345, -1)
+    with pytest.raises(build._BuildRefused, match=f"{planted} belongs to another user"):
+        _quick_build(monkeypatch)
+
+
+def test_build_says_what_to_set_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "cache_folder", lambda name: None)
+    assert build.cpu_extension().reason == (
+        "there is no home folder to build into; set ALIGNBEAM_CACHE"
+    )
+
+
 def test_build_key_changes_with_any_source(tmp_path: Path) -> None:
     (tmp_path / "csrc").mkdir()
     (tmp_path / "CMakeLists.txt").write_text("one")

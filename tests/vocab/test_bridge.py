@@ -1,6 +1,7 @@
 """The bridge against a second, naive reading of its definition; its cache; its bad input."""
 
 import functools
+import os
 import random
 import unicodedata
 import warnings
@@ -529,6 +530,35 @@ def test_cache_that_cannot_be_written_is_only_warned_about(tmp_path):
     with pytest.warns(RuntimeWarning, match="going on without a cache"):
         bridge = build(*small_pair(), cache_dir=blocked)
     assert same(bridge, build(*small_pair()))
+
+
+def poisoned(folder, built):
+    """A file under the right name and checksum whose first match is another."""
+    tables = matching.Tables(*(getattr(built, name).clone() for name in matching.Tables._fields))
+    tables.matches[7] = (tables.matches[7] + 1) % built.target_width
+    bridge_cache.save(folder, built.fingerprint, tables)
+
+
+@pytest.mark.parametrize("level", ["root", "folder"])
+def test_cache_that_others_can_change_is_left_alone(tmp_path, monkeypatch, level):
+    monkeypatch.setenv("ALIGNBEAM_CACHE", str(tmp_path))
+    built = build(*small_pair())
+    poisoned(tmp_path / "bridges", built)
+    (tmp_path if level == "root" else tmp_path / "bridges").chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="can be changed by other users; chmod go-w"):
+        assert same(built, Bridge.build(*small_pair()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_cache_rebuilds_over_a_file_of_another_user(tmp_path):
+    built = build(*small_pair())
+    poisoned(tmp_path, built)
+    os.chown(stored(tmp_path), 12345, -1)
+    with pytest.warns(RuntimeWarning, match="belongs to another user"):
+        assert same(built, Bridge.build(*small_pair(), cache_dir=tmp_path))
+    with warnings.catch_warnings():  # mended: the file is now ours
+        warnings.simplefilter("error")
+        assert same(built, Bridge.build(*small_pair(), cache_dir=tmp_path))
 
 
 def test_cache_false_writes_nothing(tmp_path, monkeypatch):
