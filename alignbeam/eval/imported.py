@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignbeam.errors import ConfigError
-from alignbeam.eval.run.files import Journal, RunFiles, RunLock
+from alignbeam.eval.run.files import Journal, RunFiles, lock_run
 from alignbeam.eval.run.records import SCORES, Score
 
 
@@ -32,7 +32,7 @@ def add_scores(folder: Path, name: str, scores: Sequence[Score], note: str) -> N
     """
     files = RunFiles(folder)
     files.manifest()  # before the lock, which would make the folder
-    with RunLock(folder):
+    with lock_run(folder):
         manifest = files.manifest()
         if not manifest["complete"]["generations"]:
             raise ConfigError(f"{folder} is not complete; answer the rest before adding scores")

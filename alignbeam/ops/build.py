@@ -15,7 +15,6 @@ CXX, CUDACXX : the compilers, as CMake reads them.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -26,13 +25,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from alignbeam.cache_folder import cache_folder, make_cache_folder, untrusted
 from alignbeam.errors import AlignBeamError, BackendUnavailable
@@ -184,7 +183,7 @@ def _cached_or_build(folder: Path, options: tuple[str, ...], compilers: list[str
         raise _BuildRefused("not installed, and ALIGNBEAM_DISABLE_JIT=1 forbids to build it")
     tools = _tools()
     make_cache_folder(cache)
-    with _locked(cache / f"{key}.lock"):
+    with FileLock(cache / f"{key}.lock"):
         found = _trusted_in(final)
         if found is not None:
             return found
@@ -299,15 +298,6 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    import fcntl  # POSIX alone has it; elsewhere only an installed extension is served
-
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _sha256(data: bytes) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from records_made import GENERATION, fields
 
 from alignbeam.errors import ConfigError
-from alignbeam.eval.run.files import Journal, RunFiles, RunLock
+from alignbeam.eval.run.files import Journal, RunFiles, lock_run
 from alignbeam.eval.run.records import (
     CandidateRecord,
     Generation,
@@ -127,8 +127,17 @@ def test_run_files_read_what_is_there_and_name_what_is_not(tmp_path):
         files.manifest()
 
 
+def test_run_lock_leaves_alone_what_a_planted_link_points_to(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / ".lock").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic link"):
+        lock_run(tmp_path)
+    assert precious.read_text() == "kept"
+
+
 def test_run_lock_keeps_a_second_writer_out(tmp_path):
-    with RunLock(tmp_path), pytest.raises(ConfigError, match="another process"):
-        RunLock(tmp_path)
-    with RunLock(tmp_path):
+    with lock_run(tmp_path), pytest.raises(ConfigError, match="another process"):
+        lock_run(tmp_path)
+    with lock_run(tmp_path):
         pass

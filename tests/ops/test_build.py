@@ -185,6 +185,21 @@ def test_build_loads_nothing_of_another_user(monkeypatch: pytest.MonkeyPatch, le
         _quick_build(monkeypatch)
 
 
+def test_build_leaves_alone_what_a_planted_lock_points_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = _quick_build(monkeypatch)
+    lock = built.parent.parent / f"{built.parent.name}.lock"
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    built.unlink()
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic link"):
+        _quick_build(monkeypatch)
+    assert precious.read_text() == "kept"
+
+
 def test_build_says_what_to_set_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "cache_folder", lambda name: None)
     assert build.cpu_extension().reason == (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
 
 from alignbeam.errors import ConfigError
 from alignbeam.eval.run.records import (
@@ -20,11 +22,6 @@ from alignbeam.eval.run.records import (
     Score,
     Time,
 )
-
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this system: two writers are then not noticed
-    fcntl = None  # type: ignore[assignment]
 
 _LOCK: Final = ".lock"
 
@@ -83,39 +80,21 @@ class RunFiles:
         return [Time.from_line(line) for line in _lines(self.folder / TIMES)]
 
 
-class RunLock:
-    """Keeps a second writer out of a folder; let go by the system when the process dies.
+def lock_run(folder: Path) -> AbstractContextManager[object]:
+    """Keep a second writer out of a folder until ``with`` ends, or the process dies.
 
     Raises
     ------
     ConfigError
         Another process writes here.
     """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / _LOCK, "w")  # noqa: SIM115  closed by __exit__
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._file.close()
-                raise ConfigError(
-                    f"another process is writing to {folder}; wait for it, or name another folder"
-                ) from error
-
-    def __enter__(self) -> Self:
-        """Hold the lock."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Let the lock go."""
-        self._file.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / _LOCK).acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(
+            f"another process is writing to {folder}; wait for it, or name another folder"
+        ) from error
 
 
 class Journal:

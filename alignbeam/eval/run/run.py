@@ -14,7 +14,7 @@ from alignbeam.eval.environment import environment
 from alignbeam.eval.loading import describe_methods, describe_models, load_models, load_scorers
 from alignbeam.eval.methods import Answer, Answers, Models
 from alignbeam.eval.methods.sharing import answer_together
-from alignbeam.eval.run.files import Journal, RunFiles, RunLock
+from alignbeam.eval.run.files import Journal, RunFiles, lock_run
 from alignbeam.eval.run.plan import Asked, Plan, Point, Unit, make_plan
 from alignbeam.eval.run.records import (
     FORMAT_VERSION,
@@ -136,7 +136,7 @@ def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None
     """
     watch = watcher or Silent()
     files, plan = RunFiles(folder), prepared.plan
-    with RunLock(folder):
+    with lock_run(folder):
         _begin(files, prepared.manifest)
         answers = Journal(folder / GENERATIONS, ("key",))
         times = Journal(folder / TIMES, ("key",))
@@ -169,7 +169,7 @@ def score(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None) -
     """
     watch = watcher or Silent()
     files = RunFiles(folder)
-    with RunLock(folder):
+    with lock_run(folder):
         _begin(files, prepared.manifest)
         manifest = files.manifest()
         if not manifest["complete"]["generations"]:
