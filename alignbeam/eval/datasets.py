@@ -170,7 +170,6 @@ def _sorry_bench(name: str, row: Mapping[str, Any]) -> Sample:
 
 _HARMBENCH: Final = "busycalibrating/AdversariaLLM @ f970939273ea17b491fadf6001fddc36ed3ae3ff"
 _RAW: Final = "https://raw.githubusercontent.com"
-_HUB: Final = "https://huggingface.co/datasets"
 
 
 def _declared() -> list[DataSet]:
@@ -330,7 +329,7 @@ def _declared() -> list[DataSet]:
             label="utility",
             file="medqa/test.jsonl",
             origin=Origin(
-                f"{_HUB}/GBaker/MedQA-USMLE-4-options/resolve/main/phrases_no_exclude_test.jsonl"
+                "hf://datasets/GBaker/MedQA-USMLE-4-options@main/phrases_no_exclude_test.jsonl"
             ),
             form=_medqa,
             scoring="letter",
@@ -356,7 +355,7 @@ def _declared() -> list[DataSet]:
             name="or-bench-hard",
             label="benign",
             file="or-bench/or-bench-hard-1k.csv",
-            origin=Origin(f"{_HUB}/bench-llm/or-bench/resolve/main/or-bench-hard-1k.csv"),
+            origin=Origin("hf://datasets/bench-llm/or-bench@main/or-bench-hard-1k.csv"),
             category="category",
             measures="over-refusal: 1,319 hard benign requests (Cui et al. 2024)",
             source="bench-llm/or-bench on the Hugging Face hub; commit not pinned here",
