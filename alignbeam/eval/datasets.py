@@ -1,4 +1,4 @@
-"""Data sets as declarations: where each comes from, what its columns mean, what it measures.
+"""Data sets as declarations (``sets/catalogue.toml``): source, columns, what each measures.
 
 Only requests are read, never replies. A set is looked for in the data folder (``ALIGNBEAM_DATA``),
 then in the cache, and is otherwise downloaded once. Nothing harmful ships with the package.
@@ -12,13 +12,15 @@ import io
 import json
 import os
 import random
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from alignbeam.cache_folder import cache_folder, make_cache_folder
 from alignbeam.errors import ConfigError
-from alignbeam.eval.download import Progress, download, sha256_of
+from alignbeam.eval.download import MAX_BYTES, Progress, download, sha256_of
 from alignbeam.eval.run.records import Label
 
 _PACKAGED: Final = Path(__file__).parent / "sets"
@@ -46,23 +48,6 @@ class Sample:
     reference: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A file on the network.
-
-    Attributes
-    ----------
-    url : str
-        Pinned to a commit where ``pinned``.
-    sha256 : str or None
-        Of the file; None where its bytes were not at hand when this was written. The commit in
-        the address then pins it, and the hash of the first download is held to ever after.
-    """
-
-    url: str
-    sha256: str | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
     """One set, or one split or half of one.
@@ -74,9 +59,13 @@ class DataSet:
     file : str
         Path in the data folder.
     sha256 : str or None
-        Of that file; a file with another hash is refused.
-    origin : Origin or None
-        Where to fetch the file; None where it must be laid out by hand (see ``source``).
+        Of that file; a file with another hash is refused. None where its bytes were not at hand
+        when this was written: the hash of the first download is then held to ever after.
+    url : str
+        Where to fetch the file (``download``), pinned to a commit where that is known; empty
+        where it must be laid out by hand (see ``source``).
+    max_bytes : int
+        A longer file is not fetched.
     prompt, ident, category, reference : str
         Columns; ``ident`` empty takes the row number from 0. Several columns for an id are
         joined: ``"a+b"``.
@@ -84,8 +73,8 @@ class DataSet:
         Column and the value that a row must have there.
     every : int
         Keep rows 0, every, 2 * every, ...
-    form : callable or None
-        Makes a ``Sample`` of a row, where columns alone do not say it.
+    form : str
+        Names the function that makes a ``Sample`` of a row, where columns alone do not say it.
     scoring : {"", "number", "letter"}
         How utility answers are read.
     measures, source, licence : str
@@ -99,14 +88,15 @@ class DataSet:
     source: str
     licence: str
     sha256: str | None = None
-    origin: Origin | None = None
+    url: str = ""
+    max_bytes: int = MAX_BYTES
     prompt: str = "prompt"
     ident: str = ""
     category: str = ""
     reference: str = ""
     keep: tuple[str, str] | None = None
     every: int = 1
-    form: Callable[[str, Mapping[str, Any]], Sample] | None = field(default=None, compare=False)
+    form: str = ""
     scoring: str = ""
 
     def samples(self, path: Path) -> list[Sample]:
@@ -126,7 +116,7 @@ class DataSet:
             try:
                 ident = "-".join(str(row[c]) for c in self.ident.split("+")) if self.ident else ""
                 name = ident or str(number)
-                found.append(self.form(name, row) if self.form else self._plain(name, row))
+                found.append(_FORMS[self.form](name, row) if self.form else self._plain(name, row))
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise ConfigError(
                     f"{path}: row {number} is no row of {self.name}: {type(error).__name__} {error}"
@@ -168,233 +158,27 @@ def _sorry_bench(name: str, row: Mapping[str, Any]) -> Sample:
     return Sample(str(row["question_id"]), _text(turns[0]), str(row["category"]))
 
 
-_HARMBENCH: Final = "busycalibrating/AdversariaLLM @ f970939273ea17b491fadf6001fddc36ed3ae3ff"
-_RAW: Final = "https://raw.githubusercontent.com"
+#: How a row becomes a sample where columns alone do not say it.
+_FORMS: Final[dict[str, Callable[[str, Mapping[str, Any]], Sample]]] = {
+    "gsm8k": _gsm8k,
+    "medqa": _medqa,
+    "sorry-bench": _sorry_bench,
+}
 
 
-def _declared() -> list[DataSet]:
-    advbench: dict[str, Any] = {
-        "file": "advbench/harmful_behaviors.csv",
-        "sha256": "6cd1a5c63c07610d7eb67307772ee5606017ee950b5770ab288a2c487489d3e1",
-        "prompt": "goal",
-        "source": "uw-nsl/SafeDecoding @ 5b77507dea95031b6a067e6d5a136831103ae193 (as CSV)",
-        "licence": "MIT",
-    }
-    harmbench: dict[str, Any] = {
-        "prompt": "Behavior",
-        "ident": "BehaviorID",
-        "category": "SemanticCategory",
-        "source": _HARMBENCH,
-        "licence": "MIT",
-    }
-    xstest: dict[str, Any] = {
-        "file": "xstest/xstest_prompts.csv",
-        "sha256": "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
-        "origin": Origin(
-            f"{_RAW}/paul-rottger/exaggerated-safety/"
-            "d7bb5bd738c1fcbc36edd83d5e7d1b71a3e2d84d/xstest_prompts.csv",
-            "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
-        ),
-        "ident": "id",
-        "category": "type",
-        "source": "paul-rottger/exaggerated-safety @ d7bb5bd738c1fcbc36edd83d5e7d1b71a3e2d84d",
-        "licence": "CC-BY-4.0",
-    }
-    return [
-        DataSet(
-            name="advbench",
-            label="harmful",
-            measures="refusal of short harmful instructions (Zou et al. 2023); many are near twins",
-            **advbench,
-        ),
-        DataSet(
-            name="advbench-heldout",
-            label="harmful",
-            every=5,
-            measures="every fifth row of AdvBench, which the embedded trio was not trained on",
-            **advbench,
-        ),
-        DataSet(
-            name="harmbench",
-            label="harmful",
-            file="harmbench/harmbench_behaviors_text_standard.csv",
-            sha256="79fdb863bf7d6778fba24cb087e0aa0eb7d65dd09e86acede41a95effb877d04",
-            measures="refusal, HarmBench-Standard (Mazeika et al. 2024), validation and test",
-            **harmbench,
-        ),
-        DataSet(
-            name="harmbench-test",
-            label="harmful",
-            file="harmbench/harmbench_behaviors_text_standard_test.csv",
-            sha256="c96edb922dac0f2060e17962f6989190045d0e2620b5846645ae725b556780d1",
-            measures="refusal, HarmBench-Standard, test split",
-            **harmbench,
-        ),
-        DataSet(
-            name="harmbench-val",
-            label="harmful",
-            file="harmbench/harmbench_behaviors_text_standard_val.csv",
-            sha256="13fe6e9a46306192a747eda3131517ec96c1bd4888956f030b4f69ec8faa1a96",
-            measures="refusal, HarmBench-Standard, validation split",
-            **harmbench,
-        ),
-        DataSet(
-            name="jailbreakbench-harmful",
-            label="harmful",
-            file="jailbreakbench/harmful_goals.csv",
-            sha256="f5a50664dd9626da9fa84bdc32cd7a9f1dc56bd592dc6d47120d0029261711cd",
-            prompt="goal",
-            ident="index",
-            category="category",
-            measures="refusal (Chao et al. 2024); pairs with jailbreakbench-benign by id",
-            source="JailbreakBench/artifacts @ 909e68c01d94222b8ad2e397a017e2e12e2adb73",
-            licence="MIT",
-        ),
-        DataSet(
-            name="jailbreakbench-benign",
-            label="benign",
-            file="jailbreakbench/benign-behaviors.csv",
-            sha256="c0958ac974fb6629527aeff6c81c88154a877190d07313ac377d36951fde5d3e",
-            origin=Origin(
-                f"{_RAW}/Baisayan/hack/2b37da1c255e43e16a74ecd3e51c99ea992b5237/"
-                "data/benign-behaviors.csv",
-                "c0958ac974fb6629527aeff6c81c88154a877190d07313ac377d36951fde5d3e",
-            ),
-            prompt="goal",
-            ident="index",
-            category="category",
-            measures="over-refusal: benign requests in the words of the harmful ones",
-            source="JailbreakBench/JBB-Behaviors",
-            licence="MIT",
-        ),
-        DataSet(
-            name="xstest-safe",
-            label="benign",
-            keep=("label", "safe"),
-            prompt="prompt",
-            measures="over-refusal: safe requests that look unsafe (Röttger et al. 2024)",
-            **xstest,
-        ),
-        DataSet(
-            name="xstest-unsafe",
-            label="harmful",
-            keep=("label", "unsafe"),
-            prompt="prompt",
-            measures="refusal of XSTest's unsafe contrasts",
-            **xstest,
-        ),
-        DataSet(
-            name="medsafetybench",
-            label="harmful",
-            file="medsafetybench/test.csv",
-            sha256="2d4f57828af70227096942f6d6865986975853a02763d000b13b27ec87917aba",
-            prompt="harmful_medical_request",
-            ident="request_source+category+row",
-            category="category",
-            measures="refusal of harmful medical requests (Han et al. 2024), test split",
-            source="AI4LIFE-GROUP/med-safety-bench @ 191aa7954b82458079425292730d6cb28a89565d",
-            licence="MIT; its README asks for research use only",
-        ),
-        DataSet(
-            name="gsm8k",
-            label="utility",
-            file="gsm8k/test.jsonl",
-            sha256="3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
-            origin=Origin(
-                f"{_RAW}/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
-                "grade_school_math/data/test.jsonl",
-                "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
-            ),
-            form=_gsm8k,
-            scoring="number",
-            measures="grade-school mathematics, last number of the answer (Cobbe et al. 2021)",
-            source="openai/grade-school-math @ 3101c7d5072418e28b9008a6636bde82a006892c",
-            licence="MIT",
-        ),
-        DataSet(
-            name="word-problems",
-            label="utility",
-            file="word_problems.jsonl",
-            sha256="ea5fb3839d9b4468c290bb2396fbce81b50ec6a9709bfe903861327f0b451144",
-            prompt="question",
-            ident="id",
-            reference="answer",
-            scoring="number",
-            measures="one- and two-step word problems, held out from the embedded trio's training",
-            source="this project, examples/tiny_trio/word_problems.py",
-            licence="Apache-2.0",
-        ),
-        DataSet(
-            name="medqa",
-            label="utility",
-            file="medqa/test.jsonl",
-            origin=Origin(
-                "hf://datasets/GBaker/MedQA-USMLE-4-options@main/phrases_no_exclude_test.jsonl"
-            ),
-            form=_medqa,
-            scoring="letter",
-            measures="medical examination questions, letter of the option (Jin et al. 2021)",
-            source="GBaker/MedQA-USMLE-4-options on the Hugging Face hub; commit not pinned here",
-            licence="CC-BY-4.0 (dataset card; not checked here)",
-        ),
-        DataSet(
-            name="strongreject",
-            label="harmful",
-            file="strongreject/strongreject_dataset.csv",
-            origin=Origin(
-                f"{_RAW}/alexandrasouly/strongreject/main/strongreject_dataset/"
-                "strongreject_dataset.csv"
-            ),
-            prompt="forbidden_prompt",
-            category="category",
-            measures="refusal of specific harmful requests (Souly et al. 2024)",
-            source="alexandrasouly/strongreject; commit not pinned here",
-            licence="MIT (third-party card; not checked here)",
-        ),
-        DataSet(
-            name="or-bench-hard",
-            label="benign",
-            file="or-bench/or-bench-hard-1k.csv",
-            origin=Origin("hf://datasets/bench-llm/or-bench@main/or-bench-hard-1k.csv"),
-            category="category",
-            measures="over-refusal: 1,319 hard benign requests (Cui et al. 2024)",
-            source="bench-llm/or-bench on the Hugging Face hub; commit not pinned here",
-            licence="CC-BY-4.0 (dataset card; not checked here)",
-        ),
-        DataSet(
-            name="sorry-bench",
-            label="harmful",
-            file="sorry-bench/question.jsonl",
-            form=_sorry_bench,
-            measures="refusal over 45 categories of harm (Xie et al. 2024)",
-            source="sorry-bench/sorry-bench-202406 on the Hugging Face hub: gated, fetch by hand",
-            licence="its own; research use after agreeing to terms",
-        ),
-        DataSet(
-            name="wildjailbreak-harmful",
-            label="harmful",
-            file="wildjailbreak/eval.csv",
-            prompt="adversarial",
-            keep=("data_type", "adversarial_harmful"),
-            measures="refusal under jailbreak wordings (Jiang et al. 2024), evaluation split",
-            source="allenai/wildjailbreak on the Hugging Face hub: gated, fetch by hand",
-            licence="ODC-BY",
-        ),
-        DataSet(
-            name="wildjailbreak-benign",
-            label="benign",
-            file="wildjailbreak/eval.csv",
-            prompt="adversarial",
-            keep=("data_type", "adversarial_benign"),
-            measures="over-refusal under jailbreak wordings, evaluation split",
-            source="allenai/wildjailbreak on the Hugging Face hub: gated, fetch by hand",
-            licence="ODC-BY",
-        ),
-    ]
+def _declared() -> dict[str, DataSet]:
+    tables = tomllib.loads((_PACKAGED / "catalogue.toml").read_text(encoding="utf-8"))
+    sets = {}
+    for name, table in tables.items():
+        values = {**tables.get(table.pop("like", ""), {}), **table}
+        if "keep" in values:
+            values["keep"] = tuple(values["keep"])
+        sets[name] = DataSet(name=name, **values)
+    return sets
 
 
 #: All declared sets, by name.
-DATASETS: Final[dict[str, DataSet]] = {d.name: d for d in _declared()}
+DATASETS: Final = _declared()
 
 
 def dataset(name: str) -> DataSet:
@@ -416,12 +200,6 @@ def data_folder() -> Path | None:
     """Return the folder that ``ALIGNBEAM_DATA`` names, or None."""
     given = os.environ.get("ALIGNBEAM_DATA", "")
     return Path(given) if given else None
-
-
-def cache_folder() -> Path:
-    """Where downloaded sets are kept: ``$ALIGNBEAM_CACHE/data``, else ``~/.cache``."""
-    given = os.environ.get("ALIGNBEAM_CACHE", "")
-    return (Path(given) if given else Path.home() / ".cache" / "alignbeam") / "data"
 
 
 def locate(
@@ -449,10 +227,10 @@ def locate(
     """
     own = Path(declared.file)
     data = folder if folder is not None else data_folder()
-    places = [_PACKAGED / own, own if own.is_absolute() else None]
-    places += [data / own if data is not None else None, cache_folder() / own]
-    for path in places:
-        if path is None or not path.is_file():
+    cache = cache_folder("data")
+    folders = [_PACKAGED, *(known for known in (data, cache) if known is not None)]
+    for path in (known / own for known in folders):
+        if not path.is_file():
             continue
         found = sha256_of(path)
         if declared.sha256 is not None and found != declared.sha256:
@@ -461,16 +239,23 @@ def locate(
                 f"{declared.sha256}; fetch it again from {declared.source}"
             )
         return path
-    origin = declared.origin
-    if origin is None or not fetch:
-        why = f"get it from {declared.source}" if origin is None else "downloads are switched off"
-        raise ConfigError(
-            f"data set {declared.name} is not here ({declared.file} in "
-            f"{data or 'ALIGNBEAM_DATA, which is not set'}); {why}"
+    if not declared.url:
+        why = f"get it from {declared.source}"
+    elif not fetch:
+        why = "downloads are switched off"
+    elif cache is None:
+        why = "there is no home folder to fetch it into; set ALIGNBEAM_CACHE"
+    else:
+        make_cache_folder(cache)
+        path = cache / own
+        download(
+            declared.url, path, declared.sha256, max_bytes=declared.max_bytes, progress=progress
         )
-    target = cache_folder() / own
-    download(origin.url, target, origin.sha256, progress=progress)
-    return target
+        return path
+    raise ConfigError(
+        f"data set {declared.name} is not here ({declared.file} in "
+        f"{data or 'ALIGNBEAM_DATA, which is not set'}); {why}"
+    )
 
 
 def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:

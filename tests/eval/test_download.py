@@ -11,7 +11,7 @@ import pytest
 
 from alignbeam.errors import ConfigError
 from alignbeam.eval import datasets
-from alignbeam.eval.datasets import DataSet, Origin, locate
+from alignbeam.eval.datasets import DataSet, locate
 from alignbeam.eval.download import DownloadError, download
 
 BODY = b"prompt\n" + b"".join(b"request %d\n" % i for i in range(40_000))
@@ -233,7 +233,7 @@ def declared(server, sha=SHA):
         label="benign",
         file="own/set.csv",
         sha256=sha,
-        origin=Origin(server.url, sha),
+        url=server.url,
         measures="",
         source="a server",
         licence="",
@@ -271,3 +271,9 @@ def test_locate_names_what_must_be_fetched_by_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNBEAM_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match="gated"):
         locate(datasets.DATASETS["sorry-bench"], tmp_path)
+
+
+def test_locate_without_a_home_says_what_to_set(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "cache_folder", lambda name: None)
+    with pytest.raises(ConfigError, match="set ALIGNBEAM_CACHE"):
+        locate(declared(serve()), tmp_path)
