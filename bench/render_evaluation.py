@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from markdown_table import markdown_table
+
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "results.md"
 RESULTS = REPO / "bench" / "results"
@@ -59,48 +61,45 @@ def columns_of(digest: dict[str, Any]) -> list[tuple[str, dict[str, dict[str, An
     return found
 
 
-def method_table(digest: dict[str, Any]) -> list[str]:
+def method_table(digest: dict[str, Any]) -> str:
     """One row a method."""
     columns = columns_of(digest)
     times = {t["method"]: t for t in digest["latencies"]}
-    heads = ["method", *(head for head, _ in columns), "ms a sample"]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    lines = []
     for method in digest["manifest"]["methods"]:
         label = method["label"]
         cells = [share(f[label]) for _, f in columns]
         cells[0] += versus(columns[0][1][label])
         took = times[label]
         cells.append(f"{took['mean_ms']:.0f} [{took['low_ms']:.0f}, {took['high_ms']:.0f}]")
-        lines.append(f"| `{label}` | {' | '.join(cells)} |")
-    return lines
+        lines.append([f"`{label}`", *cells])
+    return markdown_table(["method", *(head for head, _ in columns), "ms a sample"], lines, "---")
 
 
 def sweep_tables(digest: dict[str, Any]) -> list[str]:
     """One table an axis."""
     columns = columns_of(digest)
-    lines: list[str] = []
+    found = []
     for axis in digest["manifest"]["sweep"]:
-        heads = [f"`{axis['axis']}`", *(head for head, _ in columns)]
-        lines += [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+        lines = []
         for point in axis["points"]:
-            cells = [share(f[point["method"]]) for _, f in columns]
             mark = " (centre)" if point["method"] == "alignbeam" else ""
-            lines.append(f"| {point['value']}{mark} | {' | '.join(cells)} |")
-        lines.append("")
-    return lines[:-1]
+            cells = [share(f[point["method"]]) for _, f in columns]
+            lines.append([f"{point['value']}{mark}", *cells])
+        heads = [f"`{axis['axis']}`", *(head for head, _ in columns)]
+        found.append(markdown_table(heads, lines, "---"))
+    return found
 
 
-def agreement_table(digest: dict[str, Any]) -> list[str]:
+def agreement_table(digest: dict[str, Any]) -> str:
     """How two scorers agree."""
-    lines = [
-        "| scorers, on harmful requests | n | agree | Cohen's kappa |",
-        "| --- | --- | --- | --- |",
-    ]
+    lines = []
     for row in digest["agreements"]:
         agreed = share({"rate": row["agreed"], "value": row["value"]})
         kappa = "undefined" if row["kappa"] is None else f"{row['kappa']:.2f}"
-        lines.append(f"| `{row['first']}`, `{row['second']}` | {row['n']} | {agreed} | {kappa} |")
-    return lines
+        lines.append([f"`{row['first']}`, `{row['second']}`", f"{row['n']}", agreed, kappa])
+    header = ("scorers, on harmful requests", "n", "agree", "Cohen's kappa")
+    return markdown_table(header, lines, "---")
 
 
 def conditions(digest: dict[str, Any]) -> str:
@@ -119,10 +118,10 @@ def render(name: str) -> str:
     """Everything that stands between one file's markers."""
     digest = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     if digest["manifest"]["kind"] == "sweep":
-        parts = [sweep_tables(digest)]
+        parts = sweep_tables(digest)
     else:
         parts = [method_table(digest), agreement_table(digest)]
-    return "\n\n".join(["\n".join(part) for part in parts] + [conditions(digest)])
+    return "\n\n".join([*parts, conditions(digest)])
 
 
 def main() -> None:

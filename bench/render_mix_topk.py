@@ -12,6 +12,7 @@ from typing import Any
 
 import bench_mix_topk
 import rows as bench_rows
+from markdown_table import markdown_table
 
 Found = list[dict[str, Any]]
 # Results files, by what follows "mix_topk_", and what must be known to read them.
@@ -28,11 +29,6 @@ def pick(found: Found, **wanted: Any) -> Found:
 
 def number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
 
 
 def middle(row: dict[str, Any]) -> float:
@@ -58,7 +54,7 @@ def times_table(found: Found) -> str:
             ratio = "" if system in ("ours", "kernel") else f" ({row['ratio_to_ours_p50']:.1f}x)"
             cells.append(number(middle(row)) + ratio)
         lines.append([system, *cells])
-    return markdown(
+    return markdown_table(
         [f"us (p50, {found[0]['basis']} time)", *(f"R = {count}" for count in counts)], lines
     )
 
@@ -77,7 +73,7 @@ def headline(found: Found) -> str:
         lines.append(
             [f"{count}", per_row(ours), per_row(alone), best["system"], per_row(best), spread]
         )
-    return markdown(
+    return markdown_table(
         ["R", "us a row pair", "C++ call alone", "best peer", "us a row pair",
          "times ours, p20/p50/p80"],
         lines,
@@ -115,7 +111,7 @@ def targets(sets: dict[str, Found]) -> str:
             times = best["ratio_to_ours_p50"]
             what = f"times faster than the best peer, R = {row['rows']}, {row['dtype']}, 1 thread"
             lines.append([what, "8", "12", f"{times:.1f}", met(times, 8, 12)])
-    table = markdown(["target", "gate", "stretch", "measured", "met"], lines)
+    table = markdown_table(["target", "gate", "stretch", "measured", "met"], lines)
     return f"{table}\n\n{memory_bound(sets.get('cpu', []))}"
 
 
@@ -181,7 +177,7 @@ def section(name: str, found: Found) -> str:
     ]  # fmt: skip
     if lines:
         header = ["other inputs, R = 1", "system", "us (p50)", "cpu us", "times ours"]
-        parts.append(markdown(header, lines))
+        parts.append(markdown_table(header, lines))
     bounds = pick(found, op="roofline")
     lines = [
         [f"{row['system']}, {row['dtype']}, R = {row['rows']}", number(row["cpu_p50_us"]),
@@ -189,7 +185,7 @@ def section(name: str, found: Found) -> str:
         for row in bounds
     ]  # fmt: skip
     if lines:
-        parts.append(markdown(["roofline", "cpu us a row pair", "GB/s"], lines))
+        parts.append(markdown_table(["roofline", "cpu us a row pair", "GB/s"], lines))
     return "\n\n".join(parts)
 
 

@@ -16,17 +16,10 @@ from typing import Any
 
 import render_mix_topk
 import rows
+from markdown_table import markdown_table
 
 REPO = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
-
-
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table; empty without lines."""
-    if not lines:
-        return ""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
 
 
 def fill(text: str, name: str, body: str) -> str:
@@ -58,7 +51,7 @@ def trio() -> str:
         [f"{row['group']}: {row['name']}", str(row["n"]), _value(row), row["goal"] or "\u2013"]
         for row in shown
     ]
-    body = table(["embedded trio", "n", "value [95 % interval]", "wanted"], lines)
+    body = markdown_table(["embedded trio", "n", "value [95 % interval]", "wanted"], lines)
     if not shown:
         return ""
     first = shown[0]
@@ -98,7 +91,8 @@ def decode() -> str:
     machine = first["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {first['threads']} threads"
     return (
-        f"{table(header, lines)}\n\nConditions: {where}; {first['new_tokens']} new tokens, "
+        f"{markdown_table(header, lines)}\n\n"
+        f"Conditions: {where}; {first['new_tokens']} new tokens, "
         f"N = {max(row['mix_steps'] for row in found)}, medians of {first['runs']} interleaved "
         f"runs, {first['dtype']}, torch {machine['torch']}, commit {machine['commit']}. "
         "`best_of_k` samples K answers of the target for the same judge. Columns on the right: "
@@ -159,7 +153,8 @@ def bridge() -> str:
     header = ["bridge", "anchor ids", "built, ms", "from the cache, ms", "again in a process, ms"]
     machine = found[0]["machine"]
     return (
-        f"{table(header, lines)}\n\nConditions: {machine['cpu']}, medians of {found[0]['runs']} "
+        f"{markdown_table(header, lines)}\n\n"
+        f"Conditions: {machine['cpu']}, medians of {found[0]['runs']} "
         f"fresh processes, tokenizers loaded beforehand, commit {machine['commit']}."
     )
 

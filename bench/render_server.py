@@ -11,6 +11,7 @@ import sys
 
 import render_readme
 import rows
+from markdown_table import markdown_table
 
 PAGE = render_readme.REPO / "docs" / "deploying.md"
 _NAMES = {
@@ -48,7 +49,7 @@ def server() -> str:
     first, machine = found[0], found[0]["machine"]
     commits = ", ".join(sorted({row["machine"]["commit"] for row in found}))
     return (
-        f"{render_readme.table(header, lines)}\n\nConditions: the embedded trio, streams over "
+        f"{markdown_table(header, lines)}\n\nConditions: the embedded trio, streams over "
         f"loopback, client and server on one machine ({machine['cpu']}, {machine['cores']} cores), "
         f"{first['threads']} compute thread, at most {first['max_tokens']} tokens, greedy, "
         f"float32, torch {machine['torch']}, commit {commits}. Wrong: not the answer that the "

@@ -1,12 +1,16 @@
 """The tables of the model card: figures from the committed rows, facts from the shipped files."""
 
 import json
+import sys
 from pathlib import Path
 
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
 REPO = Path(__file__).parents[2]
+sys.path.append(str(REPO / "bench"))
+from markdown_table import markdown_table  # noqa: E402
+
 DEMO = REPO / "alignbeam" / "demo"
 CARD = DEMO / "MODEL_CARD.md"
 ROWS = REPO / "bench" / "results" / "trio.jsonl"
@@ -48,8 +52,8 @@ def facts() -> str:
                 "folder": f"{size / 1e6:.1f} MB, {config['dtype']}",
             }
         )
-    lines = ["| " + " | ".join([key, *(c[key] for c in columns)]) + " |" for key in columns[0]]
-    return "\n".join([lines[0], "| --- | --- | --- | --- |", *lines[1:]])
+    header, *lines = [[key, *(c[key] for c in columns)] for key in columns[0]]
+    return markdown_table(header, lines, "---")
 
 
 def _product(shape: list[int]) -> int:
@@ -73,7 +77,7 @@ def tables(rows: list[dict]) -> str:
     for group in dict.fromkeys(row["group"] for row in rows):
         part = [row for row in rows if row["group"] == group]
         out.append(f"### {group[:1].upper()}{group[1:]}\n")
-        out += _curve(part) if group == "curve" else _plain(part)
+        out.append(_curve(part) if group == "curve" else _plain(part))
         out.append("")
     first = rows[0]
     out.append(
@@ -84,23 +88,23 @@ def tables(rows: list[dict]) -> str:
     return "\n".join(out)
 
 
-def _plain(part: list[dict]) -> list[str]:
-    lines = ["| figure | value [95 % interval] | n | wanted |", "| --- | --- | --- | --- |"]
+def _plain(part: list[dict]) -> str:
+    lines = []
     for row in part:
         met = {True: "met", False: "missed", None: ""}[row["met"]]
         wanted = f"{row['goal']}: {met}" if row["goal"] else ""
-        lines.append(f"| {row['name']} | {cell(row)} | {row['n']} | {wanted} |")
-    return lines
+        lines.append([row["name"], cell(row), f"{row['n']}", wanted])
+    return markdown_table(["figure", "value [95 % interval]", "n", "wanted"], lines, "---")
 
 
-def _curve(part: list[dict]) -> list[str]:
+def _curve(part: list[dict]) -> str:
     split = [(*row["name"].split(", ", 1), row) for row in part]
     kinds = list(dict.fromkeys(kind for _, kind, _ in split))
-    lines = ["| | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
+    lines = []
     for steps in dict.fromkeys(steps for steps, _, _ in split):
         cells = {kind: cell(row) for at, kind, row in split if at == steps}
-        lines.append(f"| {steps} | " + " | ".join(cells[kind] for kind in kinds) + " |")
-    return lines
+        lines.append([steps, *(cells[kind] for kind in kinds)])
+    return markdown_table(["", *kinds], lines, "---")
 
 
 def write_card(rows: list[dict]) -> None:
