@@ -9,6 +9,7 @@ from alignbeam.terminal.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
     from alignbeam import AlignBeam
     from alignbeam.config import Settings
@@ -36,6 +37,30 @@ def make_console(stream: TextIO) -> Console:
 
     width = None if stream.isatty() else PIPED_WIDTH
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def progress_bar(
+    console: Console, last: ProgressColumn | None = None, *, visible: bool = True
+) -> Progress:
+    """Return a bar that is gone when it ends; shown on a terminal only.
+
+    Parameters
+    ----------
+    last : ProgressColumn, optional
+        What stands behind the counts; default: the time that remains.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    return Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        last if last is not None else TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (visible and console.is_terminal),
+        redirect_stdout=sys.stdout.isatty(),
+    )
 
 
 def load_beam(settings: Settings) -> AlignBeam:

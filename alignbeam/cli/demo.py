@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import load_beam, make_console
+from alignbeam.cli.console import load_beam, make_console, progress_bar
 from alignbeam.cli.records import dump
 from alignbeam.errors import PromptError
 
@@ -47,8 +47,6 @@ def demo(
     assigned: options.Set = None,
 ) -> None:
     """Show a specialist that complies, and AlignBeam steering it back."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from alignbeam.demo.prompts import sample, shown_pair, whole_sets
 
     settings = options.settings_from(context.params)
@@ -58,20 +56,12 @@ def demo(
     from alignbeam.demo.run import SYSTEMS, answer_pair, tally_systems
     from alignbeam.demo.show import pair_view, tally_view
 
-    out, err = make_console(sys.stdout), make_console(sys.stderr)
+    out = make_console(sys.stdout)
     if not json:
         for title, asked in zip(("harmful", "benign"), shown_pair(), strict=True):
             out.print(pair_view(title, answer_pair(beam, asked)))
     total = len(SYSTEMS) * (len(prompts.harmful) + len(prompts.benign))
-    with Progress(
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
+    with progress_bar(make_console(sys.stderr)) as progress:
         task = progress.add_task("asking three systems", total=total)
         tallies = tally_systems(beam, prompts, lambda n: progress.update(task, advance=n))
     if not json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import load_beam, make_console, shown
+from alignbeam.cli.console import load_beam, make_console, progress_bar, shown
 from alignbeam.cli.exit import describe, exit_code_of
 from alignbeam.cli.prompts import Request, read_requests
 from alignbeam.cli.records import dump, error_record, result_record
@@ -104,19 +104,7 @@ def _outcomes(
     beam: AlignBeam, requests: list[Request], batch_size: int
 ) -> Iterator[tuple[Request, Result | BaseException]]:
     """Answers in order; a bar on stderr where there is more than one and someone to see it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = make_console(sys.stderr)
-    with Progress(
-        "answering",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=len(requests) == 1 or not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),
-    ) as progress:
+    with progress_bar(make_console(sys.stderr), visible=len(requests) > 1) as progress:
         task = progress.add_task("answering", total=len(requests))
         prompts = [request.prompt for request in requests]
         outcomes = beam.outcomes(prompts, batch_size=batch_size)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from alignbeam.cli.console import make_console
+from alignbeam.cli.console import make_console, progress_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -40,17 +40,10 @@ class RunWatch:
 
     def __enter__(self) -> Self:
         """Begin to watch."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TextColumn
 
         if not self._quiet and self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[state]}"),
-                console=self._console,
-                transient=True,
-            )
+            self._bar = progress_bar(self._console, TextColumn("{task.fields[state]}"))
             self._bar.start()
         return self
 
