@@ -24,7 +24,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Turns requests of concurrent tasks into batches of ``AlignBeam.generate_batch``.
+    """Turns requests of concurrent tasks into batches of ``AlignBeam.outcomes``.
 
     The models are busy with one batch at a time, in a thread of their own; requests that arrive
     meanwhile are the next batch. Nothing waits for a batch to fill up.

@@ -253,7 +253,7 @@ def test_interrupt_ends_with_130_and_no_traceback(cli, models, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(AlignBeam, "generate_batch", interrupt)
+    monkeypatch.setattr(AlignBeam, "outcomes", interrupt)
     ran = cli("generate", "--config", models, "x")
     assert ran.code == 130
     assert "Traceback" not in ran.err

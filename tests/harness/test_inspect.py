@@ -98,13 +98,13 @@ def test_concurrent_requests_get_what_each_gets_alone(model):
 
 def test_batcher_answers_those_that_wait_in_one_batch(trio, monkeypatch):
     sizes = []
-    generate_batch = AlignBeam.generate_batch
+    outcomes = AlignBeam.outcomes
 
     def counted(self, prompts, *args, **kwargs):
         sizes.append(len(prompts))
-        return generate_batch(self, prompts, *args, **kwargs)
+        return outcomes(self, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(AlignBeam, "generate_batch", counted)
+    monkeypatch.setattr(AlignBeam, "outcomes", counted)
     answers = {}
 
     async def everyone():
