@@ -49,7 +49,7 @@ def test_generate_batch_split_over_batches_equals_one_batch(lenient):
 def test_outcomes_come_as_their_batches_are_done(lenient):
     asked = []
     found = lenient.outcomes(
-        PROMPTS, {"max_new_tokens": 4}, batch_size=1, should_cancel=lambda: asked.append(1)
+        PROMPTS, {"max_new_tokens": 8}, batch_size=1, should_cancel=lambda: asked.append(1)
     )
     assert not asked  # nothing is decoded before somebody asks
     assert isinstance(next(found), Result)
