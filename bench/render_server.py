@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-import render_readme
+import render_tables
 import rows
 from markdown_table import markdown_table
 
-PAGE = render_readme.REPO / "docs" / "deploying.md"
+PAGE = render_tables.REPO / "docs" / "deploying.md"
 _NAMES = {
     "streams": "all at once",
     "throughput": "the same work, two ways",
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
     check = parser.parse_args().check
     old = PAGE.read_text(encoding="utf-8")
-    new = render_readme.fill(old, "server", server())
+    new = render_tables.fill(old, "server", server())
     if check:
         sys.exit(f"{PAGE.name} is stale: run python bench/render_server.py" if new != old else 0)
     PAGE.write_text(new, encoding="utf-8")

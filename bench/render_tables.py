@@ -1,6 +1,6 @@
-"""Write the README's tables of measured figures from the rows in ``bench/results``.
+"""Write the tables of measured figures in the README and ``docs/speed.md``.
 
-``python bench/render_readme.py`` fills between the markers ``<!-- results:NAME -->`` and
+``python bench/render_tables.py`` fills between the markers ``<!-- results:NAME -->`` and
 ``<!-- end:NAME -->``; ``--check`` only says whether anything would change (exit code 1). A table
 without rows stays empty: no figure is typed by hand.
 """
@@ -8,12 +8,14 @@ without rows stays empty: no figure is typed by hand.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import render_evaluation
 import render_mix_topk
 import rows
 from markdown_table import markdown_table
@@ -33,42 +35,43 @@ def fill(text: str, name: str, body: str) -> str:
     return filled
 
 
-#: The groups of ``examples/tiny_trio/evaluate.py`` that the first screen shows; the model card
-#: has all of them.
-_TRIO_GROUPS = ("harmful, all", "word problems", "over-refusal, XSTest safe", "judge")
+#: What a sceptic compares: the methods of the standard run that the first screen shows.
+_ROWS = {
+    "target": "the specialist alone",
+    "anchor": "the small aligned model alone",
+    "post-hoc-guard": "the specialist, then a guard: the same judge blocks",
+    "best-of-k": "best of 3 of the specialist, the same judge picks",
+    "alignbeam": "**AlignBeam**: 6 mixed tokens, 3 beams, the same judge",
+}
 
 
-def trio() -> str:
-    """What the embedded trio does on held-out prompts: ``examples/tiny_trio/evaluate.py``."""
-    found = rows.read("trio")
-    shown = [
-        row
-        for group in _TRIO_GROUPS
-        for row in found
-        if row["group"] == group and (group != "judge" or row["goal"])
-    ]
-    lines = [
-        [f"{row['group']}: {row['name']}", str(row["n"]), _value(row), row["goal"] or "\u2013"]
-        for row in shown
-    ]
-    body = markdown_table(["embedded trio", "n", "value [95 % interval]", "wanted"], lines)
-    if not shown:
+def systems() -> str:
+    """Safety, over-refusal, work and time side by side: ``alignbeam eval --suite standard``."""
+    path = rows.RESULTS / "eval_standard.json"
+    if not path.is_file():
         return ""
-    first = shown[0]
+    digest = json.loads(path.read_text(encoding="utf-8"))
+    columns = [
+        (head, found)
+        for head, found in render_evaluation.columns_of(digest)
+        if head.startswith(("harmful refused", "benign refused", "word problems"))
+    ]
+    times = {row["method"]: row for row in digest["latencies"]}
+    lines = [
+        [
+            named,
+            *(render_evaluation.share(found[method]) for _, found in columns),
+            f"{times[method]['mean_ms']:.0f}",
+        ]
+        for method, named in _ROWS.items()
+    ]
+    heads = ["embedded trio", *(f"{head}, %" for head, _ in columns), "ms an answer"]
     return (
-        f"{body}\n\nConditions: faithful defaults (alpha 0.5, B 50, K 3, N 6), greedy, "
-        f"{first['dtype']} on a CPU, torch {first['torch']}, transformers "
-        f"{first['transformers']}, commit {first['commit']}. A reply that refuses and then "
-        "complies counts as complied. More in [the model card](alignbeam/demo/MODEL_CARD.md)."
+        f"{markdown_table(heads, lines)}\n\n"
+        "95 % intervals in brackets; a reply that refuses and then complies counts as complied. "
+        f"Commit {digest['manifest']['environment']['commit']}, two shared cores: compare times "
+        "with each other only."
     )
-
-
-def _value(row: Row) -> str:
-    share = row["unit"] in ("share", "difference")
-    value, low, high = (
-        f"{100 * row[key]:.1f}" if share else f"{row[key]:.3f}" for key in ("value", "lo", "hi")
-    )
-    return f"{value}{' %' if share else ''} [{low}, {high}]"
 
 
 def decode() -> str:
@@ -124,13 +127,13 @@ def kernel() -> str:
             f"{machine['utc'][:10]}. The best peer is the fastest of what a capable reader would "
             "write: top-k on logits with two log-sum-exps, and torch.compile of it and of the "
             "plain version. [Targets met and missed, all inputs, peers and thread "
-            "counts](bench/results/mix_topk.md)."
+            "counts](../bench/results/mix_topk.md)."
         )
         if first["device"] == "cpu":
             parts.append(render_mix_topk.memory_bound(found))
         if (rows.RESULTS / f"mix_topk_{device}.svg").is_file():
             parts.append(
-                f"![how many times longer each peer takes](bench/results/mix_topk_{device}.svg)"
+                f"![how many times longer each peer takes](../bench/results/mix_topk_{device}.svg)"
             )
     return "\n\n".join(parts)
 
@@ -161,32 +164,30 @@ def bridge() -> str:
 
 _PARTS = ("target", "anchor", "mix", "judge", "other")
 
-TABLES: dict[str, Callable[[], str]] = {
-    "trio": trio,
-    "decode": decode,
-    "kernel": kernel,
-    "bridge": bridge,
+#: What is written between which markers, by page.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"systems": systems},
+    "docs/speed.md": {"decode": decode, "kernel": kernel, "bridge": bridge},
 }
 
 
-def render(text: str) -> str:
-    """Return ``text`` with every table filled."""
-    for name, make in TABLES.items():
-        text = fill(text, name, make())
-    return text
-
-
 def main() -> None:
-    """Rewrite ``README.md``, or check it."""
+    """Rewrite the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
     check = parser.parse_args().check
-    path = REPO / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = render(old)
-    if check:
-        sys.exit("README.md is stale: run python bench/render_readme.py" if new != old else 0)
-    path.write_text(new, encoding="utf-8")
+    stale = []
+    for name, tables in PAGES.items():
+        path = REPO / name
+        old = new = path.read_text(encoding="utf-8")
+        for table, make in tables.items():
+            new = fill(new, table, make())
+        if new != old:
+            stale.append(name)
+        if not check:
+            path.write_text(new, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"stale: {', '.join(stale)}; run python bench/render_tables.py")
 
 
 if __name__ == "__main__":
