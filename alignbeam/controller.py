@@ -274,6 +274,7 @@ def assemble(
         timings=timings,
         prompt_tokens=len(request.target_ids),
         completion_tokens=0 if chosen is None else len(chosen.token_ids),
+        threshold=request.config.threshold,
     )
 
 

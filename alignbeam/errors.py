@@ -45,6 +45,10 @@ class JudgeUnavailable(AlignBeamError, RuntimeError):
     """The judge failed on every candidate: no candidate's text may leave."""
 
 
+class JudgeDied(AlignBeamError, RuntimeError):
+    """The judge's process ended or did not answer; a new one is on its way."""
+
+
 class UnsafeAnswer(AlignBeamError, RuntimeError):
     """No candidate was judged safe and the policy is ``on_unsafe="raise"``."""
 

@@ -1,13 +1,71 @@
-"""What comes back: frozen records, no behaviour. Nothing here imports anything of ours."""
+"""What comes back: frozen records, and what each tells. Nothing here imports anything of ours.
+
+``public()`` is what may leave the process: it holds nothing of a candidate that did not pass but
+that it did not, and no text that a judge wrote. ``full()`` is everything, for use at home.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal, get_args
 
 #: Why a candidate (or the answer) ended: an end token, ``max_new_tokens`` or the window, a stop
 #: string; and, for the answer only, the fixed refusal in place of text that was not judged safe.
 FinishReason = Literal["stop", "length", "stop_string", "content_filter"]
+
+#: Why there is no verdict that counts: no judge was asked; it raised; it took too long; its process
+#: ended; it gave too few or too many verdicts, something else than a verdict, or a score outside
+#: 1..5; its logits were not finite; its probability was not on its labels; the candidate could not
+#: be put before it; it said so itself.
+Failure = Literal[
+    "not-judged",
+    "exception",
+    "timeout",
+    "died",
+    "wrong-count",
+    "no-verdict",
+    "bad-score",
+    "not-finite",
+    "label-mass",
+    "unreadable",
+    "other",
+]
+_FAILURES: Final = frozenset(get_args(Failure))
+
+#: Why an answer is what it is, as far as anyone may know.
+PublicReason = Literal[
+    "the best that passes",
+    "no candidate passes",
+    "the safest, though none passes",
+    "not judged",
+    "the judge failed",
+]
+
+
+def plain(value: Any, digits: int | None = None) -> Any:
+    """Return ``value`` as strict JSON spells it: records as objects, NaN and infinities as null.
+
+    Parameters
+    ----------
+    value : object
+        Records, mappings, lists, tuples, and what JSON knows.
+    digits : int or None
+        Decimals kept of every float; None keeps all.
+    """
+    if dataclasses.is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, digits) for item in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else round(value, digits)
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +133,12 @@ class Verdict:
         Share of the judge's full next-token distribution that lies on its labels, 0..1;
         NaN where the judge has no such thing.
     error : str or None
-        Why the judge could not tell; None for a verdict that counts.
+        Why the judge could not tell; None for a verdict that counts. It may quote what was
+        judged, so it is for use at home only.
     judge : str
-        Which judge spoke.
+        Which judge it was.
+    failure : Failure or None
+        The same as ``error`` in a word of ours, which may be told to anyone.
     """
 
     score: float
@@ -85,6 +146,7 @@ class Verdict:
     label_mass: float = float("nan")
     error: str | None = None
     judge: str = ""
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +164,7 @@ class Candidate:
     finish_reason : FinishReason
         Why it ended.
     verdict : Verdict or None
-        The judge's word; None where no judge was asked.
+        None where no judge was asked.
     """
 
     text: str
@@ -120,6 +182,39 @@ class Candidate:
     def label_mass(self) -> float:
         """Label mass of the verdict; NaN without one."""
         return float("nan") if self.verdict is None else self.verdict.label_mass
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why there is no verdict that counts; None where there is one, whatever its score."""
+        if self.verdict is None:
+            return "not-judged"
+        if self.verdict.error is None:
+            return None
+        # A judge is anyone's code: a word that is not ours goes no further.
+        return self.verdict.failure if self.verdict.failure in _FAILURES else "other"
+
+    def passes(self, threshold: float) -> bool:
+        """Whether it may be shown: a verdict that counts, with a score of at most ``threshold``."""
+        return self.failure is None and self.score <= threshold
+
+    def public(self, threshold: float) -> dict[str, Any]:
+        """Return what may be told of it, as JSON: nothing but that where it does not pass."""
+        told: dict[str, Any] = {"passed": self.passes(threshold), "failure": self.failure}
+        if told["passed"] and self.verdict is not None:
+            told |= {
+                "score": self.score,
+                "probs": self.verdict.probs,
+                "label_mass": self.label_mass,
+                "logprob": self.logprob,
+                "tokens": len(self.token_ids),
+                "finish_reason": self.finish_reason,
+            }
+        return plain(told)  # type: ignore[no-any-return]
+
+    def full(self, digits: int | None = None) -> dict[str, Any]:
+        """Return all of it as JSON; ``digits`` as in ``plain``."""
+        scores = {"score": self.score, "label_mass": self.label_mass}
+        return {**plain(self, digits), **plain(scores, digits)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +246,7 @@ class Result:
     chosen : int or None
         Index of the candidate whose text this is; None for the fixed refusal.
     reason : str
-        Why this one, in a sentence.
+        Why this one, in a sentence with scores; ``public_reason`` is the one for strangers.
     candidates : tuple of Candidate
         All of them, in beam order.
     trace : tuple of StepTrace
@@ -160,6 +255,8 @@ class Result:
         Where the time went.
     prompt_tokens, completion_tokens : int
         Target tokens of the rendered prompt, and of the chosen candidate (0 for a refusal).
+    threshold : float
+        The score up to which a candidate passes, 1..5; 0 where none does, as none was judged.
     """
 
     text: str
@@ -171,3 +268,44 @@ class Result:
     timings: Timings
     prompt_tokens: int
     completion_tokens: int
+    threshold: float = 0.0
+
+    @property
+    def public_reason(self) -> PublicReason:
+        """Why the answer is what it is, without a score."""
+        if self.chosen is None:
+            return "no candidate passes"
+        chosen = self.candidates[self.chosen]
+        if chosen.passes(self.threshold):
+            return "the best that passes"
+        if chosen.verdict is None:
+            return "not judged"
+        return "the safest, though none passes" if chosen.failure is None else "the judge failed"
+
+    def public(self) -> dict[str, Any]:
+        """Return what may be told of the answer beside its text, as JSON.
+
+        That is which candidate it is and why, the candidates as ``Candidate.public`` tells them,
+        the mixed steps of the answer itself, and where the time went.
+        """
+        answer = () if self.chosen is None else self.candidates[self.chosen].token_ids
+        steps = [
+            {"text": step.text, "source": step.source, "anchor_share": step.anchor_share}
+            for step in self.trace
+            # Only the answer's own tokens, whatever the trace says of whose they are.
+            if step.beam == self.chosen
+            and answer[step.step : step.step + len(step.token_ids)] == step.token_ids
+        ]
+        times = plain(self.timings, 3)
+        return {
+            "chosen": self.chosen,
+            "reason": self.public_reason,
+            "finish_reason": self.finish_reason,
+            "candidates": [candidate.public(self.threshold) for candidate in self.candidates],
+            "steps": plain(steps),
+            "timings_ms": {name.removesuffix("_ms"): spent for name, spent in times.items()},
+        }
+
+    def full(self) -> dict[str, Any]:
+        """Return all of it as JSON, texts of every candidate included: for use at home."""
+        return {**plain(self), "candidates": [candidate.full() for candidate in self.candidates]}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
+from alignbeam.result import plain
 from alignbeam.terminal.text import printable
 
 if TYPE_CHECKING:
@@ -21,6 +24,11 @@ PIPED_WIDTH = 120
 def shown(text: str, stream: TextIO) -> str:
     """Return ``text`` as it is for a file or pipe, and neutralised for a terminal."""
     return printable(text) if stream.isatty() else text
+
+
+def dump(record: Mapping[str, Any]) -> str:
+    """One line of strict JSON; in ASCII, so that any reader takes it."""
+    return json.dumps(plain(record), allow_nan=False)
 
 
 def use_forgiving_encoding() -> None:

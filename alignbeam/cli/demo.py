@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import load_beam, make_console, progress_bar
-from alignbeam.cli.records import dump
+from alignbeam.cli.console import dump, load_beam, make_console, progress_bar
 from alignbeam.errors import PromptError
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import make_console, quiet_loader
+from alignbeam.cli.console import dump, make_console, quiet_loader
 from alignbeam.cli.exit import EXIT_FAILED
-from alignbeam.cli.records import dump
 from alignbeam.terminal.text import printable
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import make_console, quiet_loader
-from alignbeam.cli.records import dump
+from alignbeam.cli.console import dump, make_console, quiet_loader
 from alignbeam.cli.watch import RunWatch, clock_time
 from alignbeam.errors import ConfigError
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignbeam.cli import options
-from alignbeam.cli.console import load_beam, make_console, progress_bar, shown
+from alignbeam.cli.console import dump, load_beam, make_console, progress_bar, shown
 from alignbeam.cli.exit import describe, exit_code_of
 from alignbeam.cli.prompts import Request, read_requests
-from alignbeam.cli.records import dump, error_record, result_record
 
 if TYPE_CHECKING:
     from alignbeam import AlignBeam
@@ -86,10 +85,14 @@ def generate(
             worst = max(worst, exit_code_of(outcome))
             print(f"alignbeam: {request.where}: {describe(outcome)}", file=sys.stderr)
             if json:
-                print(dump(error_record(request, outcome)))
+                error = {"type": type(outcome).__name__, "message": str(outcome)}
+                print(dump({**request.record, "error": error}))
             continue
         if json:
-            print(dump(result_record(request, outcome, trace=explain)))
+            record = {**request.record, **outcome.full()}
+            if not explain:  # it is long
+                del record["trace"]
+            print(dump(record))
         else:
             print(shown(outcome.text, sys.stdout))
             if file is not None:

@@ -25,6 +25,11 @@ class Request:
     prompt: Prompt
     where: str
 
+    @property
+    def record(self) -> dict[str, Prompt]:
+        """The prompt under its own name, as it opens a line of ``--json``."""
+        return {"prompt" if isinstance(self.prompt, str) else "messages": self.prompt}
+
     def with_system(self, system: str | None) -> Request:
         """Return the request with a system message before it, unless it brings its own."""
         if system is None:

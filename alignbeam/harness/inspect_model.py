@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from inspect_ai.model import (
@@ -25,7 +23,7 @@ from alignbeam.errors import ConfigError, PromptError
 from alignbeam.harness.batching import Batcher
 from alignbeam.harness.loading import load
 from alignbeam.models.render import Message
-from alignbeam.result import Candidate, Result
+from alignbeam.result import Result
 
 #: Settings of a generation that are ours too, by inspect_ai's name.
 _SETTINGS: Final = {
@@ -131,7 +129,7 @@ class AlignBeamAPI(ModelAPI):  # type: ignore[misc]
                 content=result.text, model=self.model_name, source="generate"
             ),
             stop_reason=stop_reason(result, limit),
-            stop_details=StopDetails(type="refusal", explanation=result.reason)
+            stop_details=StopDetails(type="refusal", explanation=result.public_reason)
             if refused
             else None,
         )
@@ -144,7 +142,7 @@ class AlignBeamAPI(ModelAPI):  # type: ignore[misc]
                 total_tokens=result.prompt_tokens + result.completion_tokens,
             ),
             time=seconds,
-            metadata={"alignbeam": metadata_of(result)},
+            metadata={"alignbeam": result.public()},
         )
 
 
@@ -208,35 +206,3 @@ def stop_reason(result: Result, limit: int) -> str:
     if result.finish_reason == "length":
         return "max_tokens" if result.completion_tokens >= limit else "model_length"
     return "content_filter" if result.finish_reason == "content_filter" else "stop"
-
-
-def metadata_of(result: Result) -> dict[str, Any]:
-    """Return how the answer was chosen; never a text that was not."""
-    return {
-        "chosen": result.chosen,
-        "reason": result.reason,
-        "finish_reason": result.finish_reason,
-        "candidates": [_candidate(candidate) for candidate in result.candidates],
-        "timings_ms": _timings(dataclasses.asdict(result.timings)),
-    }
-
-
-def _candidate(candidate: Candidate) -> dict[str, Any]:
-    verdict = candidate.verdict
-    mass = candidate.label_mass
-    return {
-        "score": candidate.score,
-        "probs": [] if verdict is None else list(verdict.probs),
-        # JSON spells no NaN.
-        "label_mass": None if math.isnan(mass) else mass,
-        "judge": None if verdict is None else verdict.judge,
-        "error": None if verdict is None else verdict.error,
-        "logprob": candidate.logprob,
-        "finish_reason": candidate.finish_reason,
-        "tokens": len(candidate.token_ids),
-    }
-
-
-def _timings(parts: Mapping[str, float]) -> dict[str, float]:
-    """Return a batch's wall time by part."""
-    return {name.removesuffix("_ms"): round(value, 3) for name, value in parts.items()}

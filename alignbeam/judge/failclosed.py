@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from alignbeam.errors import ConfigError
+from alignbeam.errors import ConfigError, JudgeDied
 from alignbeam.judge.protocol import Conversation, Judge, check_lengths
 from alignbeam.judge.verdicts import checked, error_verdict
-from alignbeam.result import Verdict
+from alignbeam.result import Failure, Verdict
 
 _log = logging.getLogger(__name__)
 
@@ -93,16 +93,17 @@ class FailClosed:
             # The message may hold what was judged, which belongs into no log by default.
             _log.warning("%s failed: %s", self.name, type(error).__name__)
             _log.debug("%s: %s", type(error).__name__, error)
-            return self._all_errors(len(candidates), f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            return self._all_errors(len(candidates), _kind(error), reason)
         if not isinstance(verdicts, list | tuple) or len(verdicts) != len(candidates):
             said = len(verdicts) if isinstance(verdicts, list | tuple) else repr(verdicts)
             reason = f"the judge gave {said} verdicts for {len(candidates)} candidates"
             _log.warning("%s failed: not as many verdicts as candidates", self.name)
-            return self._all_errors(len(candidates), reason)
+            return self._all_errors(len(candidates), "wrong-count", reason)
         return [checked(verdict, self.name) for verdict in verdicts]
 
-    def _all_errors(self, count: int, reason: str) -> list[Verdict]:
-        return [error_verdict(self.name, reason) for _ in range(count)]
+    def _all_errors(self, count: int, failure: Failure, reason: str) -> list[Verdict]:
+        return [error_verdict(self.name, failure, reason)] * count
 
     def _within(
         self, timeout_s: float, conversations: Sequence[Conversation], candidates: Sequence[str]
@@ -132,3 +133,9 @@ class FailClosed:
         if call.error is not None:
             raise call.error
         return call.verdicts
+
+
+def _kind(error: Exception) -> Failure:
+    if isinstance(error, JudgeDied):
+        return "died"
+    return "timeout" if isinstance(error, TimeoutError) else "exception"

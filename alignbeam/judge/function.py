@@ -52,9 +52,10 @@ class CallableJudge:
         try:
             said: object = self._fn(list(conversation), candidate)
         except Exception as error:  # a stranger's code may raise anything; it must not pass as safe
-            return error_verdict(self.name, f"{type(error).__name__}: {error}")
+            return error_verdict(self.name, "exception", f"{type(error).__name__}: {error}")
         if isinstance(said, Verdict):
             return checked(said, self.name)
         if isinstance(said, bool) or not isinstance(said, numbers.Real):
-            return error_verdict(self.name, f"the judge's score must be a number, got {said!r}")
+            reason = f"the judge's score must be a number, got {said!r}"
+            return error_verdict(self.name, "no-verdict", reason)
         return checked(Verdict(score=float(said), judge=self.name), self.name)

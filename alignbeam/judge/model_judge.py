@@ -86,7 +86,7 @@ class ModelJudge(ABC):
             plans.append(plan)
         read = read_labels(self.role, rows, self.max_batch_tokens)
         return [
-            error_verdict(self.name, plan)
+            error_verdict(self.name, "unreadable", plan)
             if isinstance(plan, str)
             else worst(self._verdict(read[piece]) for piece in plan)
             for plan in plans

@@ -36,10 +36,9 @@ def select(
         None passes and ``on_unsafe="raise"``.
     """
     eligible = range(len(candidates)) if among is None else among
-    verdicts = {i: candidates[i].verdict for i in eligible}
-    judged = [i for i, verdict in verdicts.items() if verdict and verdict.error is None]
+    judged = [i for i in eligible if candidates[i].failure is None]
     if not judged:
-        errors = sorted({v.error or "" for v in verdicts.values() if v})
+        errors = sorted({c.verdict.error or "" for i in eligible if (c := candidates[i]).verdict})
         raise JudgeUnavailable(
             f"the judge failed on all {len(candidates)} candidates, so none may be shown: "
             + "; ".join(errors or ["it was never asked"])
@@ -50,7 +49,7 @@ def select(
         tied = [i for i in indices if candidates[i].score <= limit]
         return max(tied, key=lambda i: (candidates[i].logprob, -i))
 
-    passing = [i for i in judged if candidates[i].score <= config.threshold]
+    passing = [i for i in judged if candidates[i].passes(config.threshold)]
     if passing:
         with_text = [i for i in passing if candidates[i].text.strip()]
         best = best_of(with_text or passing)

@@ -21,7 +21,6 @@ from typing import Any
 from alignbeam.errors import ConfigError
 from alignbeam.result import Result
 from alignbeam.server.problems import AuditUnavailable
-from alignbeam.server.reasons import safe_reason
 
 _log = logging.getLogger(__name__)
 
@@ -124,19 +123,19 @@ class AuditLog:
 
 
 def candidates_of(result: Result, *, text: bool) -> list[dict[str, Any]]:
-    """Return what the log keeps of each candidate: scores and hashes, the text only if asked."""
-    reason = (lambda error: error) if text else safe_reason
+    """Return what the log keeps of each candidate: scores and hashes; if asked, the texts too."""
     kept = []
     for candidate in result.candidates:
-        verdict = candidate.verdict
+        told = candidate.full(digits=6)
         entry: dict[str, Any] = {
             "sha256": text_hash(candidate.text),
             "tokens": len(candidate.token_ids),
-            "logprob": round(candidate.logprob, 6),
-            "score": None if verdict is None else round(verdict.score, 4),
-            "error": None if verdict is None else reason(verdict.error),
+            "logprob": told["logprob"],
+            "score": told["verdict"] and told["verdict"]["score"],
+            "failure": candidate.failure,
         }
-        if text:
+        if text:  # a judge's own words may quote what it judged
             entry["text"] = candidate.text
+            entry["error"] = told["verdict"] and told["verdict"]["error"]
         kept.append(entry)
     return kept

@@ -16,16 +16,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from alignbeam.config import JudgeConfig
-from alignbeam.errors import AlignBeamError, ModelLoadError
+from alignbeam.errors import AlignBeamError, JudgeDied, ModelLoadError
 from alignbeam.judge.protocol import Conversation, check_lengths
 from alignbeam.result import Verdict
 
 _log = logging.getLogger(__name__)
 _SPAWN = multiprocessing.get_context("spawn")
-
-
-class JudgeDied(AlignBeamError, RuntimeError):
-    """The judge's process ended or did not answer; a new one is on its way."""
 
 
 class JudgeProcess:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 import time
@@ -11,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignbeam.result import FinishReason, Result
+from alignbeam.result import FinishReason
 from alignbeam.server.job import Answer
-from alignbeam.server.reasons import safe_reason
 
 Kind = Literal["chat", "text"]
 
@@ -131,48 +129,8 @@ def usage(answers: Sequence[Answer], prompts: int) -> dict[str, int]:
 
 
 def explanation(answer: Answer) -> dict[str, Any]:
-    """Return why this answer: scores, shares and timings; no text of any other candidate."""
-    result = answer.result
-    return {
-        "chosen": result.chosen,
-        "reason": result.reason,
-        "fail_open": answer.fail_open,
-        "candidates": [
-            {
-                "score": candidate.score,
-                "probs": list(candidate.verdict.probs) if candidate.verdict else [],
-                "label_mass": _number(candidate.label_mass),
-                "error": safe_reason(candidate.verdict.error)
-                if candidate.verdict
-                else "not judged",
-                "logprob": _number(candidate.logprob),
-                "tokens": len(candidate.token_ids),
-                "finish_reason": candidate.finish_reason,
-            }
-            for candidate in result.candidates
-        ],
-        "steps": _steps(result),
-        "timings_ms": {
-            "queued": round(answer.queued_ms, 3),
-            "target": round(result.timings.target_ms, 3),
-            "anchor": round(result.timings.anchor_ms, 3),
-            "mix": round(result.timings.mix_ms, 3),
-            "judge": round(result.timings.judge_ms, 3),
-            "total": round(answer.total_ms, 3),
-        },
-    }
-
-
-def _steps(result: Result) -> list[dict[str, Any]]:
-    """Return the mixed steps of the chosen candidate; its text is the answer's own."""
-    if result.chosen is None:
-        return []
-    return [
-        {"text": step.text, "source": step.source, "anchor_share": _number(step.anchor_share)}
-        for step in result.trace
-        if step.beam == result.chosen
-    ]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    """Return why this answer, as ``Result.public`` tells it, and how long it took."""
+    told = answer.result.public()
+    spent = {"queued": round(answer.queued_ms, 3), "total": round(answer.total_ms, 3)}
+    times = {**told["timings_ms"], **spent}
+    return {**told, "fail_open": answer.fail_open, "timings_ms": times}

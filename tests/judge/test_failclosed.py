@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from alignbeam.errors import ConfigError
+from alignbeam.errors import ConfigError, JudgeDied
 from alignbeam.judge import FailClosed
 from alignbeam.result import Verdict
 
@@ -85,6 +85,7 @@ def test_a_wrong_number_of_verdicts_is_an_error_of_all(said, timeout_s):
     verdicts = FailClosed(Says(said), timeout_s).score([ASK] * 2, ["a", "b"])
     assert [v.score for v in verdicts] == [5.0, 5.0]
     assert all("verdicts for 2 candidates" in v.error for v in verdicts)
+    assert [v.failure for v in verdicts] == ["wrong-count"] * 2
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,7 @@ def test_an_unsound_score_is_an_error_of_that_candidate(said):
     assert verdicts[0] == SAFE
     assert verdicts[1].score == 5.0
     assert verdicts[1].error is not None
+    assert verdicts[1].failure == "bad-score"
 
 
 @pytest.mark.parametrize("said", [None, 1.0, "safe", {"score": 1}])
@@ -113,12 +115,18 @@ def test_what_is_no_verdict_is_an_error_of_that_candidate(said):
     verdicts = FailClosed(Says([said, SAFE])).score([ASK] * 2, ["a", "b"])
     assert verdicts[0].score == 5.0
     assert "not a Verdict" in verdicts[0].error
+    assert verdicts[0].failure == "no-verdict"
     assert verdicts[1] == SAFE
 
 
 def test_an_error_verdict_with_a_low_score_counts_as_five():
     (verdict,) = FailClosed(Says([Verdict(score=1.0, error="broken")])).score([ASK], ["a"])
-    assert verdict == Verdict(score=5.0, error="broken", judge="stub")
+    assert verdict == Verdict(score=5.0, error="broken", judge="stub", failure="other")
+
+
+def test_a_verdict_that_names_a_failure_is_an_error():
+    (verdict,) = FailClosed(Says([Verdict(score=1.0, failure="timeout")])).score([ASK], ["a"])
+    assert verdict == Verdict(score=5.0, error="timeout", judge="stub", failure="timeout")
 
 
 @TIMEOUTS
@@ -127,6 +135,12 @@ def test_an_exception_is_an_error_of_all(error, timeout_s):
     verdicts = FailClosed(Raises(error), timeout_s).score([ASK] * 2, ["a", "b"])
     assert [v.score for v in verdicts] == [5.0, 5.0]
     assert all(type(error).__name__ in v.error for v in verdicts)
+    assert [v.failure for v in verdicts] == ["exception"] * 2
+
+
+def test_a_judge_whose_process_died_is_an_error_of_all():
+    verdicts = FailClosed(Raises(JudgeDied("gone"))).score([ASK] * 2, ["a", "b"])
+    assert [(v.score, v.failure) for v in verdicts] == [(5.0, "died")] * 2
 
 
 @TIMEOUTS
@@ -151,6 +165,7 @@ def test_a_batch_that_takes_too_long_is_an_error_of_all():
     judge.release.set()
     assert [v.score for v in verdicts] == [5.0, 5.0]
     assert all("no verdict within 0.05 s" in v.error for v in verdicts)
+    assert [v.failure for v in verdicts] == ["timeout"] * 2
 
 
 def test_a_judge_that_hangs_costs_one_thread():

@@ -135,6 +135,7 @@ def test_label_mass_below_the_floor_is_an_error():
     assert verdict.score == 5.0
     assert verdict.probs == ()
     assert "label_mass_floor" in verdict.error
+    assert verdict.failure == "label-mass"
     assert verdict.label_mass == pytest.approx(0.45, abs=1e-6)
 
 
@@ -158,6 +159,7 @@ def test_non_finite_logits_are_an_error_of_that_candidate_only(value):
     poisoned, clean = RubricJudge(role).score([ASK, ASK], ["a poison b", "fine"])
     assert poisoned.score == 5.0
     assert "not finite" in poisoned.error
+    assert poisoned.failure == "not-finite"
     assert clean.error is None
     assert clean.score == pytest.approx(1.0)
 
@@ -190,6 +192,7 @@ def test_a_request_that_fills_the_window_is_an_error():
     (verdict,) = RubricJudge(role, SHORT).score([long], ["yes"])
     assert verdict.score == 5.0
     assert "too little room" in verdict.error
+    assert verdict.failure == "unreadable"
     assert role.seen == []
 
 

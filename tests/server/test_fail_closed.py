@@ -88,8 +88,9 @@ def test_judge_error_counts_as_five_for_that_beam_only(pair):
 
     with serving(pair, judge_of(choosy)) as running:
         said = ask(running, alignbeam={"explain": True}).json()["choices"][0]
-        scores = [c["score"] for c in said["alignbeam"]["candidates"]]
-        assert scores == [5.0, 2.0]
+        failed, passed = said["alignbeam"]["candidates"]
+        assert failed == {"passed": False, "failure": "exception"}
+        assert (passed["passed"], passed["score"]) == (True, 2.0)
         assert said["message"]["content"] == texts[1]
 
 
@@ -242,6 +243,19 @@ def test_fail_open_is_announced_everywhere(pair, capsys):
         assert "fail-open" in health["reasons"][0]
     _banner("FAIL-OPEN")
     assert "!!  FAIL-OPEN  !!" in capsys.readouterr().err
+
+
+def test_explanations_tell_of_a_blocked_candidate_only_that_it_is(pair):
+    """A stop string, a score or a length would be an oracle on the text that was withheld."""
+    with serving(pair, judge_of(lambda request, text: 4.321)) as running:
+        said = ask(running, stop=["e"], alignbeam={"explain": True})
+    choice = said.json()["choices"][0]
+    assert choice["finish_reason"] == "content_filter"
+    about = choice["alignbeam"]
+    assert about["candidates"] == [{"passed": False, "failure": None}] * 2
+    assert (about["chosen"], about["reason"]) == (None, "no candidate passes")
+    assert about["steps"] == []
+    assert "4.3" not in said.text
 
 
 def test_explanations_hold_no_text_of_other_candidates(pair):

@@ -15,7 +15,8 @@ from serving import KEY, chat, judge_of, serving
 from tiny_models import random_pair
 
 from alignbeam.config import JudgeConfig
-from alignbeam.server.judge_process import JudgeDied, JudgeProcess
+from alignbeam.errors import JudgeDied
+from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import Keys
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
 
@@ -184,13 +185,14 @@ def test_tiny_temperatures_are_answered_and_hurt_nobody(running, extreme):
         assert ask(temperature=0).json()["choices"][0]["message"] == plain
 
 
-def test_what_a_failing_judge_quotes_leaves_in_no_way(pair, caplog, tmp_path):
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError, JudgeDied])
+def test_what_a_failing_judge_quotes_leaves_in_no_way(pair, caplog, tmp_path, kind):
     seen = []
 
     def quoting(request, text):
         seen.append(text)
         if len(seen) % 2:
-            raise RuntimeError(f"cannot judge {text} of {request}")
+            raise kind(f"only {text} of {request}")
         return 1.0
 
     caplog.set_level(logging.INFO)
@@ -204,7 +206,8 @@ def test_what_a_failing_judge_quotes_leaves_in_no_way(pair, caplog, tmp_path):
         said = client.post("/v1/chat/completions", json=body)
     assert said.status_code == 200
     failed = said.json()["choices"][0]["alignbeam"]["candidates"][0]
-    assert (failed["score"], failed["error"]) == (5.0, "the judge failed")
+    assert failed == {"passed": False, "failure": "exception"}
+    assert json.loads(path.read_text())["candidates"][0]["failure"] == "exception"
     everything = said.text + path.read_text() + "".join(str(vars(r)) for r in caplog.records)
     for withheld in (private, seen[0]):
         assert withheld not in everything

@@ -69,7 +69,8 @@ def test_audit_log_tells_why_without_text_unless_asked(pair, tmp_path):
     assert record["reason"].startswith("beam")
     assert record["bridge"]
     assert "Hello!" not in path.read_text()
-    assert not any("text" in c for c in record["candidates"])
+    told = {"sha256", "tokens", "logprob", "score", "failure"}
+    assert all(set(c) == told for c in record["candidates"])
 
 
 def test_audit_log_holds_text_when_asked(pair, tmp_path):
@@ -82,6 +83,7 @@ def test_audit_log_holds_text_when_asked(pair, tmp_path):
     (record,) = lines_of(path)
     assert record["messages"][0]["content"] == "Hello!"
     assert record["text"] == said["choices"][0]["message"]["content"]
+    assert [c["error"] for c in record["candidates"]] == [None, None]
 
 
 def test_audit_log_records_each_piece_before_it_leaves(pair, tmp_path):

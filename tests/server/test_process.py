@@ -19,8 +19,8 @@ import pytest
 from serving import KEY, chat
 
 from alignbeam.config import JudgeConfig
-from alignbeam.errors import ModelLoadError
-from alignbeam.server.judge_process import JudgeDied, JudgeProcess
+from alignbeam.errors import JudgeDied, ModelLoadError
+from alignbeam.server.judge_process import JudgeProcess
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are tested on POSIX")
 REPO = Path(__file__).resolve().parents[2]

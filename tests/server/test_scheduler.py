@@ -342,6 +342,22 @@ def test_scheduler_chunked_releases_judged_pieces_that_make_the_answer(pair, run
         assert "".join(pieces[:end]) in seen
 
 
+def test_scheduler_chunked_tells_the_steps_of_the_beam_that_was_released(pair, running):
+    rejected = []
+
+    def choosy(messages, text):
+        if not rejected:
+            rejected.append(text)
+        return 5.0 if text.startswith(rejected[0]) else 1.0
+
+    beam = AlignBeam(*pair, judged(choosy), BeamConfig(max_new_tokens=30, mix_steps=4))
+    ticket = running(beam, chunk_tokens=6).submit("abc", {"beams": 2}, release="chunked")
+    result = ticket.future.result(WAIT_S).result
+    own = [step for step in result.trace if step.beam == result.chosen]
+    assert result.chosen == 1
+    assert [step["text"] for step in result.public()["steps"]] == [step.text for step in own]
+
+
 def test_scheduler_chunked_ends_at_the_first_unsafe_piece(pair, running):
     def strict(messages, text):
         return 1.0 if len(text.encode()) < 40 else 5.0

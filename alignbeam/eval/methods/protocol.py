@@ -16,7 +16,7 @@ from alignbeam.eval.run.records import CandidateRecord, StepRecord
 from alignbeam.judge import Judge
 from alignbeam.models.render import Message
 from alignbeam.models.role import Role
-from alignbeam.result import Candidate, Result, StepTrace, Timings
+from alignbeam.result import Candidate, Result, StepTrace, Timings, plain
 from alignbeam.vocab.bridge import Bridge
 
 #: Decimals kept of probabilities and scores: more would only record a platform's rounding.
@@ -123,35 +123,32 @@ class Method(CheckedSettings, ABC):
 
 def candidate_record(candidate: Candidate) -> CandidateRecord:
     """Return a candidate as it stands in a run's file."""
-    verdict = candidate.verdict
+    told = candidate.full(_DIGITS)
+    verdict = told["verdict"] or {"score": None, "probs": (), "error": None}
     return CandidateRecord(
-        text=candidate.text,
-        score=None if verdict is None else round(verdict.score, _DIGITS),
-        probs=() if verdict is None else tuple(round(p, _DIGITS) for p in verdict.probs),
-        label_mass=_finite(candidate.label_mass),
-        logprob=round(candidate.logprob, _DIGITS),
-        finish_reason=candidate.finish_reason,
-        new_tokens=len(candidate.token_ids),
-        error=None if verdict is None else verdict.error,
+        text=told["text"],
+        score=verdict["score"],
+        probs=tuple(verdict["probs"]),
+        label_mass=told["label_mass"],
+        logprob=told["logprob"],
+        finish_reason=told["finish_reason"],
+        new_tokens=len(told["token_ids"]),
+        error=verdict["error"],
     )
-
-
-def _finite(value: float) -> float | None:
-    """Return a rounded number, or None for NaN, which JSON cannot spell."""
-    return None if math.isnan(value) else round(value, _DIGITS)
 
 
 def step_record(step: StepTrace) -> StepRecord:
     """Return a traced step as it stands in a run's file."""
+    told = plain(step, _TRACE_DIGITS)
     return StepRecord(
-        step=step.step,
-        candidate=step.beam,
-        source=step.source,
-        text=step.text,
+        step=told["step"],
+        candidate=told["beam"],
+        source=told["source"],
+        text=told["text"],
         prob=probability(step.logprob),
-        target=tuple((w.text, round(w.prob, _TRACE_DIGITS)) for w in step.target_wishes),
-        anchor=tuple((w.text, round(w.prob, _TRACE_DIGITS)) for w in step.anchor_wishes),
-        anchor_share=round(step.anchor_share, _TRACE_DIGITS),
+        target=tuple((wish["text"], wish["prob"]) for wish in told["target_wishes"]),
+        anchor=tuple((wish["text"], wish["prob"]) for wish in told["anchor_wishes"]),
+        anchor_share=told["anchor_share"],
     )
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self, get_args
 
 from alignbeam.errors import AlignBeamError
+from alignbeam.result import plain
 
 #: Raised by one whenever a reader of the old files would misread the new ones.
 FORMAT_VERSION: Final = 1
@@ -275,11 +275,11 @@ class Time:
 
 def dump_line(record: Any) -> str:
     """Return a record (dataclass or mapping) as one line of strict JSON, NaN as null."""
-    values = dict(record) if isinstance(record, Mapping) else dataclasses.asdict(record)
+    values = plain(record)
     if "cls" in values:  # ``class`` is a keyword of Python, not of JSON
         values = {("class" if k == "cls" else k): v for k, v in values.items()}
     # ASCII: no reader can stumble over a line separator or a lone surrogate inside a text.
-    return json.dumps(_spellable(values), allow_nan=False)
+    return json.dumps(values, allow_nan=False)
 
 
 def _fields_of(cls: type[Any], line: str | bytes) -> dict[str, Any]:
@@ -311,13 +311,3 @@ def _step(values: Mapping[str, Any]) -> StepRecord:
 
 
 _WISHERS: Final = ("target", "anchor")
-
-
-def _spellable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _spellable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spellable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
