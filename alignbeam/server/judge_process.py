@@ -76,6 +76,8 @@ class JudgeProcess:
         ------
         JudgeDied
             The child ended, or took too long.
+        RuntimeError
+            The judge in the child raised.
         """
         check_lengths(conversations, candidates)
         asked = ([[dict(m) for m in c] for c in conversations], list(candidates))
@@ -91,7 +93,7 @@ class JudgeProcess:
                 self._replace()
                 raise JudgeDied(f"the judge's process failed: {error!r}") from error
         if isinstance(answer, str):
-            raise JudgeDied(answer)
+            raise RuntimeError(answer)
         verdicts: list[Verdict] = answer
         return verdicts
 
@@ -181,7 +183,7 @@ def _serve(pipe: Connection, config: JudgeConfig, threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
     try:
-        judge = load_judge_of(config)
+        judge = load_judge_of(config).judge  # the parent's own fails closed
     except Exception as error:  # told to the parent, whatever it is
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
         return

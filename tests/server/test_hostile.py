@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -16,7 +17,8 @@ from tiny_models import random_pair
 
 from alignbeam.config import JudgeConfig
 from alignbeam.errors import JudgeDied
-from alignbeam.server.judge_process import JudgeProcess
+from alignbeam.judge import FailClosed
+from alignbeam.server.judge_process import JudgeProcess, _serve
 from alignbeam.server.keys import Keys
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
 
@@ -241,6 +243,25 @@ def test_prompts_are_in_the_log_only_where_asked_for(pair, caplog, asked):
     assert ("a private question" in logged) is asked
     assert any(getattr(r, "text", None) == said["choices"][0]["message"]["content"]
                for r in caplog.records) is asked  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_judge_process_tells_that_the_judge_raised_and_ends_where_cuda_broke(monkeypatch, broken):
+    class Raises:
+        name = "raises"
+
+        def score(self, conversations, candidates):
+            raise RuntimeError("CUDA error: illegal access" if broken else f"odd: {candidates}")
+
+    monkeypatch.setattr("alignbeam.controller.load_judge_of", lambda config: FailClosed(Raises()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(([[{"role": "user", "content": "q"}]], ["a secret"]))
+    ours.send(None)  # no batch: ends the loop
+    with pytest.raises((RuntimeError, TypeError), match="CUDA" if broken else "unpack"):
+        _serve(theirs, JudgeConfig(), 0)
+    assert ours.recv() == "raises"
+    assert broken or ours.recv() == "RuntimeError in the judge"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a process is stopped by a POSIX signal")
