@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.embedded import embedded_model
-from alignbeam.judge import FailClosed, RubricJudge
+from alignbeam.judge import RubricJudge
 from alignbeam.models.loading import load_tokenizer
 from alignbeam.models.role import Role
 from alignbeam.result import Timings
@@ -122,7 +122,7 @@ def model_set(name: str, device: str) -> AlignBeam:
         random_role("target", target, device, dtype),
         random_role("anchor", anchor, device, dtype),
         # Random weights put no mass on digits; the floor would turn every verdict into an error.
-        FailClosed(RubricJudge(judge, label_mass_floor=0.0)),
+        RubricJudge(judge, label_mass_floor=0.0),
     )
 
 

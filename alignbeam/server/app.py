@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 
 from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
-from alignbeam.judge import FailClosed, Judge
 from alignbeam.server import openapi, playground
 from alignbeam.server.audit import AuditLog
 from alignbeam.server.bodies import Record, parse_as
@@ -43,18 +42,17 @@ class Server:
         config: ServerConfig | None = None,
         *,
         keys: Keys | None = None,
-        judge: Judge | None = None,
     ) -> None:
         """Make the application; see ``create_app``."""
         self.config = config = config or ServerConfig()
         self.keys = keys if keys is not None else Keys(config.api_keys_file)
-        self._judge = judge if judge is not None else beam.judge
-        inner = self._judge.judge if isinstance(self._judge, FailClosed) else self._judge
-        self._process = inner if isinstance(inner, JudgeProcess) else None
+        beam.judge.timeout_s = config.judge_timeout_s
+        judge = beam.judge.judge
+        self._process = judge if isinstance(judge, JudgeProcess) else None
         audit = None
         if config.audit_file is not None:
             audit = AuditLog(config.audit_file, config.audit_max_bytes, config.audit_keep)
-        self.service = Service(beam, FailClosed(inner, config.judge_timeout_s), config, audit)
+        self.service = Service(beam, config, audit)
         self.draining = False
         self.app = self._make_app()
         self.gated = Gate(self.app, self.keys, config)
@@ -261,19 +259,17 @@ def create_app(
     config: ServerConfig | None = None,
     *,
     keys: Keys | None = None,
-    judge: Judge | None = None,
 ) -> Gate:
     """Return the ASGI application, gate included.
 
     Parameters
     ----------
     beam : AlignBeam
-        Not to be used by anyone else as long as the application lives.
+        Not to be used by anyone else as long as the application lives, which sets its judge's
+        ``timeout_s``.
     config : ServerConfig or None
     keys : Keys or None
         Read as ``config`` says where None.
-    judge : Judge or None
-        Asked in place of ``beam.judge``.
 
     Raises
     ------
@@ -282,4 +278,4 @@ def create_app(
     ConfigError
         Keys or audit log cannot be read.
     """
-    return Server(beam, config, keys=keys, judge=judge).gated
+    return Server(beam, config, keys=keys).gated

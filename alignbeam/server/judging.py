@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from alignbeam.judge import Judge
+from alignbeam.judge import FailClosed
 from alignbeam.result import Verdict
 from alignbeam.server.job import Job
 
@@ -31,8 +31,7 @@ class JudgeDesk:
 
     Parameters
     ----------
-    judge : Judge
-        Failing closed.
+    judge : FailClosed
     wake : threading.Condition
         Held around both trays, and told when one of them fills.
     watcher : ServerWatcher or None
@@ -47,7 +46,7 @@ class JudgeDesk:
     """
 
     def __init__(
-        self, judge: Judge, wake: threading.Condition, watcher: ServerWatcher | None
+        self, judge: FailClosed, wake: threading.Condition, watcher: ServerWatcher | None
     ) -> None:
         self._judge, self._wake, self._watcher = judge, wake, watcher
         self._waiting: deque[tuple[Job, bool]] = deque()

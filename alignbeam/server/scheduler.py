@@ -18,7 +18,6 @@ from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.engine import Engine, out_of_memory
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
-from alignbeam.judge import FailClosed, Judge
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.render import Prompt
 from alignbeam.result import Candidate, Timings
@@ -37,8 +36,6 @@ class Scheduler:
     ----------
     beam : AlignBeam
         The trio. While the scheduler runs, nobody else may use its models.
-    judge : Judge or None
-        Asked in place of ``beam.judge`` (say, one with a timeout).
     max_batch_cells : int
         Bound on rows times the longest row (tokens) of the running batch: what its KV cache holds.
     max_queued, max_queued_cells : int
@@ -54,7 +51,6 @@ class Scheduler:
         self,
         beam: AlignBeam,
         *,
-        judge: Judge | None = None,
         max_batch_cells: int = 65_536,
         max_queued: int = 256,
         max_queued_cells: int = 1 << 20,
@@ -71,10 +67,7 @@ class Scheduler:
         # One lock for the queue, the judge's trays and the flags; never held while a model runs.
         self._wake = threading.Condition()
         self._queue = FairQueue(max_queued, max_queued_cells)
-        judge = judge or beam.judge
-        self._desk = JudgeDesk(
-            judge if isinstance(judge, FailClosed) else FailClosed(judge), self._wake, watcher
-        )
+        self._desk = JudgeDesk(beam.judge, self._wake, watcher)
         self._draining = self._stopped = False
         # Owned by the decoding thread.
         self._engine = Engine(beam.target, beam.steering, self._clock, self._on_failure)

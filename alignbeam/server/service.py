@@ -15,7 +15,6 @@ from typing import Any, Literal
 from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
-from alignbeam.judge import Judge
 from alignbeam.server.audit import AuditLog, candidates_of, text_hash
 from alignbeam.server.canaries import check_canaries
 from alignbeam.server.job import Answer, Release, Ticket
@@ -43,8 +42,6 @@ class Service:
     Parameters
     ----------
     beam : AlignBeam
-    judge : Judge
-        With its timeout.
     config : ServerConfig
     audit : AuditLog or None
 
@@ -55,16 +52,15 @@ class Service:
     """
 
     def __init__(
-        self, beam: AlignBeam, judge: Judge, config: ServerConfig, audit: AuditLog | None = None
+        self, beam: AlignBeam, config: ServerConfig, audit: AuditLog | None = None
     ) -> None:
-        check_canaries(judge, beam.config.threshold)
+        check_canaries(beam.judge, beam.config.threshold)
         self.beam, self.config, self.metrics = beam, config, Metrics()
         self.plan = Planner(beam.target, beam.config, config)
         self._audit = audit
         self._fingerprint = beam.bridge.fingerprint
         self.scheduler = Scheduler(
             beam,
-            judge=judge,
             max_batch_cells=config.max_batch_cells,
             max_queued=config.max_queued,
             max_queued_cells=config.max_queued_cells,

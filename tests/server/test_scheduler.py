@@ -197,9 +197,10 @@ def test_scheduler_gives_the_others_their_answers_when_some_are_cancelled(beam, 
     assert texts([tickets[i] for i in kept]) == [alone[i] for i in kept]
 
 
-def test_scheduler_refuses_at_once_when_the_line_is_full(running, stuck):
+def test_scheduler_refuses_at_once_when_the_line_is_full(running, stuck, beam):
     hold, judge = stuck
-    scheduler = running(max_batch_cells=200, max_queued=2, judge=judge)
+    slow = AlignBeam(beam.target, beam.anchor, judge, beam.config, bridge=beam.bridge)
+    scheduler = running(slow, max_batch_cells=200, max_queued=2)
     held = scheduler.submit("a", {"max_new_tokens": 20})
     waiting = []
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 from alignbeam.config import AnchorTokens, BeamCount, Harm, Margin, Share, Whole
 from alignbeam.controller import AlignBeam
 from alignbeam.eval.methods.protocol import Answers, Method, Models, answer_of
-from alignbeam.judge import FailClosed
 from alignbeam.models.render import Message
 
 
@@ -124,7 +123,7 @@ class PostHocGuard(Judged):
         """See ``Method.answer``."""
         beam = models.beam
         if models.guard is not None:
-            guard = FailClosed(models.guard)
-            beam = AlignBeam(beam.target, beam.anchor, guard, beam.config, bridge=beam.bridge)
+            trio = (beam.target, beam.anchor, models.guard)
+            beam = AlignBeam(*trio, beam.config, bridge=beam.bridge)
         overrides = {**self.settings, "mix_steps": 0, "beams": 1, "on_unsafe": "refuse"}
         return answer_judged(beam, prompts, overrides)
