@@ -11,7 +11,7 @@ from alignbeam.decoding.anchor import AnchorSteering
 from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.engine import decode
-from alignbeam.embedded import EMBEDDED_KEY, embedded_model, embedded_rubric
+from alignbeam.embedded import or_embedded
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
 from alignbeam.judge.selection import Selection, select
@@ -79,10 +79,8 @@ class AlignBeam:
             What cannot be loaded or does not fit, and why.
         """
         if judge is None or isinstance(judge, str | JudgeConfig):
-            loaded_judge = load_judge_of(judge)
-        else:
-            loaded_judge = judge
-        return cls(_load_role("target", target), _load_role("anchor", anchor), loaded_judge, config)
+            judge = load_judge_of(judge)
+        return cls(_load_role("target", target), _load_role("anchor", anchor), judge, config)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -288,17 +286,11 @@ def _load_role(name: str, source: str | RoleConfig | Role | None) -> Role:
     if isinstance(source, Role):
         return source
     config = RoleConfig(model=source) if source is None or isinstance(source, str) else source
-    if config.model is None:
-        config = config.replace(model=embedded_model(name))
-    return Role.from_config(name, config)
+    return Role.from_config(name, or_embedded(name, config))
 
 
-def load_judge_of(source: str | JudgeConfig | None) -> Judge:
+def load_judge_of(source: str | JudgeConfig | None) -> FailClosed:
     """Load a judge with its model; None is the embedded one."""
     config = JudgeConfig(model=source) if source is None or isinstance(source, str) else source
-    rubric = key = None
-    if config.model is None:
-        config = config.replace(model=embedded_model("judge"))
-        if config.kind == "rubric":
-            rubric, key = embedded_rubric(), EMBEDDED_KEY
-    return load_judge(config, Role.from_config("judge", config), rubric=rubric, key=key)
+    config = or_embedded("judge", config)
+    return load_judge(config, Role.from_config("judge", config))

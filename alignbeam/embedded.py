@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, TypeVar
 
+from alignbeam.config import JudgeConfig, RoleConfig
 from alignbeam.errors import ModelLoadError
-from alignbeam.judge import Rubric
 
 _DEMO = Path(__file__).parent / "demo"
 
 #: Of the embedded judge's nonces: a demonstration guards nothing, and its figures must repeat.
-EMBEDDED_KEY = b"the embedded trio"
+_NONCE_KEY = b"the embedded trio".hex()
+
+_Config = TypeVar("_Config", bound=RoleConfig)
 
 
 def embedded_model(role: str) -> str:
@@ -30,6 +33,11 @@ def embedded_model(role: str) -> str:
     return str(folder)
 
 
-def embedded_rubric() -> Rubric:
-    """Return the rubric that the embedded judge was trained on."""
-    return Rubric.from_file(_DEMO / "judge" / "rubric.json")
+def or_embedded(role: str, config: _Config) -> _Config:
+    """Return ``config``, with the embedded model of that role where it names none."""
+    if config.model is not None:
+        return config
+    changes: dict[str, Any] = {"model": embedded_model(role)}
+    if isinstance(config, JudgeConfig) and config.nonce_key is None:
+        changes["nonce_key"] = _NONCE_KEY
+    return config.replace(**changes)

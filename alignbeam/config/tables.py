@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -163,11 +164,20 @@ class JudgeConfig(RoleConfig):
         A verdict with less probability on its labels is an error, 0..1.
     timeout_s : float or None
         Seconds for one batch of candidates; beyond, every verdict of the batch is an error.
+    nonce_key : str or None
+        Hexadecimal key of the marks around what a rubric judge reads; None draws one. A fixed key
+        makes runs repeatable, and must then be as secret as the verdicts are to be trusted.
     """
 
     kind: str = "rubric"
     label_mass_floor: Share = 0.5
     timeout_s: Annotated[float, Range(0, 86_400)] | None = None
+    nonce_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nonce_key is not None and not re.fullmatch("([0-9a-fA-F]{2})+", self.nonce_key):
+            raise ConfigError("nonce_key must be hexadecimal, two digits a byte")
 
 
 @dataclass(frozen=True, kw_only=True)

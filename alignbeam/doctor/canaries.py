@@ -8,7 +8,7 @@ from alignbeam.config import JudgeConfig
 from alignbeam.doctor.report import CanaryRow, Finding
 from alignbeam.doctor.samples import CANARIES
 from alignbeam.doctor.side import Side
-from alignbeam.embedded import embedded_rubric
+from alignbeam.embedded import or_embedded
 from alignbeam.judge import load_judge
 
 
@@ -22,9 +22,7 @@ def canary_rows(judge: Side, config: JudgeConfig) -> tuple[CanaryRow, ...]:
     """
     if judge.role is None:
         return ()
-    embedded = config.model is None and config.kind == "rubric"
-    rubric = embedded_rubric() if embedded else None
-    verdicts = load_judge(config, judge.role, rubric).score(
+    verdicts = load_judge(or_embedded("judge", config), judge.role).score(
         [[{"role": "user", "content": canary.request}] for canary in CANARIES],
         [canary.candidate for canary in CANARIES],
     )

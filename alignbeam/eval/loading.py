@@ -6,13 +6,12 @@ import hashlib
 from typing import Any, cast
 
 from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig
-from alignbeam.controller import AlignBeam
+from alignbeam.controller import AlignBeam, load_judge_of
 from alignbeam.errors import ConfigError
 from alignbeam.eval.environment import describe_role
 from alignbeam.eval.methods import METHODS, Models, build_method
 from alignbeam.eval.scorers import AnswerMatch, JudgeScorer, Scorer, StrictRefusal, StringMatch
 from alignbeam.eval.suite import SELECTING_JUDGE, Suite
-from alignbeam.judge import FailClosed, RubricJudge, load_judge
 from alignbeam.models.role import Role
 
 
@@ -27,10 +26,9 @@ def load_models(suite: Suite) -> Models:
     beam = AlignBeam.from_pretrained(
         suite.models.get("target"),
         suite.models.get("anchor"),
-        cast("JudgeConfig | None", suite.models.get("judge")),
+        _judge_of(suite, "judge"),
         config,
     )
-    repeatable(beam, suite.seed)
     antiexpert = None
     if "antiexpert" in suite.models:
         antiexpert = Role.from_config("antiexpert", suite.models["antiexpert"])
@@ -38,28 +36,25 @@ def load_models(suite: Suite) -> Models:
             raise ConfigError(
                 "the antiexpert must be the anchor's untuned twin: its vocabulary is another"
             )
-    guard = suite.models.get("guard")
-    return Models(beam, antiexpert, None if guard is None else _guard(cast(JudgeConfig, guard)))
+    guard = load_judge_of(_judge_of(suite, "guard")) if "guard" in suite.models else None
+    return Models(beam, antiexpert, guard)
 
 
-def repeatable(beam: AlignBeam, seed: int) -> None:
-    """Give a rubric judge nonces that are the same in every process.
+def _judge_of(suite: Suite, name: str) -> JudgeConfig:
+    config = cast(JudgeConfig, suite.models.get(name, JudgeConfig()))
+    return repeatable(config, suite.seed)
+
+
+def repeatable(config: JudgeConfig, seed: int) -> JudgeConfig:
+    """Give a rubric judge nonces that are the same in every process, unless it has its own key.
 
     In service its nonces come from a secret that is drawn anew; a run that is to be taken up
     again after a kill needs the same prompts, hence the same nonces. The requests of a run are
     fixed beforehand and cannot make use of that.
     """
-    judge = beam.judge.judge
-    if isinstance(judge, RubricJudge):
-        key = hashlib.sha256(f"alignbeam eval {seed}".encode()).digest()
-        fixed = RubricJudge(
-            judge.role,
-            judge.rubric,
-            label_mass_floor=judge.label_mass_floor,
-            max_batch_tokens=judge.max_batch_tokens,
-            key=key,
-        )
-        beam.judge = FailClosed(fixed, beam.judge.timeout_s)
+    if config.nonce_key is not None:
+        return config
+    return config.replace(nonce_key=hashlib.sha256(f"alignbeam eval {seed}".encode()).hexdigest())
 
 
 def load_scorers(suite: Suite, models: Models) -> list[Scorer]:
@@ -79,7 +74,8 @@ def load_scorers(suite: Suite, models: Models) -> list[Scorer]:
         elif choice.kind == SELECTING_JUDGE:
             scorers.append(JudgeScorer(models.beam.judge, selects=True))
         elif choice.model is not None:
-            scorers.append(JudgeScorer(_guard(choice.model), selects=False))
+            judge = load_judge_of(repeatable(choice.model, suite.seed))
+            scorers.append(JudgeScorer(judge, selects=False))
     scoring = {d.declared.name: d.declared.scoring for d in suite.datasets if d.declared.scoring}
     if scoring:
         scorers.append(AnswerMatch(scoring))
@@ -122,7 +118,3 @@ def describe_methods(suite: Suite) -> list[dict[str, Any]]:
         }
         for m in suite.methods
     ]
-
-
-def _guard(config: JudgeConfig) -> FailClosed:
-    return load_judge(config, Role.from_config("judge", config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,8 +54,8 @@ def load(target: str, arguments: Mapping[str, Any]) -> Loaded:
     config = given.pop("config", None)
     batch_size = _batch_size(given.pop("batch_size", DEFAULT_BATCH_SIZE))
     settings = load_settings(config, from_flat(given))
-    beam = AlignBeam.from_settings(settings)
-    repeatable(beam, settings.beam.seed)
+    judge = repeatable(settings.judge, settings.beam.seed)
+    beam = AlignBeam.from_settings(dataclasses.replace(settings, judge=judge))
     return Loaded(beam, batch_size)
 
 

@@ -20,32 +20,21 @@ from alignbeam.judge.rubric_judge import RubricJudge
 RUBRIC_FILE: Final = "rubric.json"
 
 
-def load_judge(
-    config: JudgeConfig,
-    role: JudgeRole,
-    rubric: Rubric | None = None,
-    *,
-    key: bytes | None = None,
-) -> FailClosed:
+def load_judge(config: JudgeConfig, role: JudgeRole) -> FailClosed:
     """Build the judge that ``config.kind`` names around a loaded model, failing closed.
 
     Parameters
     ----------
     config : JudgeConfig
-        ``kind``, ``label_mass_floor`` and ``timeout_s`` are read, and ``model`` to look for a
-        rubric beside it.
+        What only a judge has is read, and ``model``: a ``rubric.json`` in that folder is the
+        rubric of a rubric judge, in place of ``DEFAULT_RUBRIC``.
     role : JudgeRole
         The model; the judge's ``role`` attribute.
-    rubric : Rubric or None
-        For ``kind="rubric"``; None takes the ``rubric.json`` in the model's folder, and
-        ``DEFAULT_RUBRIC`` where there is none.
-    key : bytes or None
-        See ``RubricJudge``; for repeatable runs. Guards have none.
 
     Raises
     ------
     ConfigError
-        An unknown kind, a damaged rubric file, or a rubric given to a guard.
+        An unknown kind, or a damaged rubric file.
     TokenizerError
         The model's tokenizer cannot answer this kind of question.
     """
@@ -53,13 +42,11 @@ def load_judge(
     if config.kind == "rubric":
         judge = RubricJudge(
             role,
-            rubric if rubric is not None else _shipped_rubric(config),
+            _rubric_of(config),
             label_mass_floor=config.label_mass_floor,
-            key=key,
+            key=None if config.nonce_key is None else bytes.fromhex(config.nonce_key),
         )
     elif config.kind in GUARDS:
-        if rubric is not None:
-            raise ConfigError(f"a rubric is for kind 'rubric', not for the guard {config.kind!r}")
         judge = GuardJudge(role, GUARDS[config.kind], label_mass_floor=config.label_mass_floor)
     else:
         kinds = ["rubric", *GUARDS]
@@ -71,6 +58,6 @@ def load_judge(
     return FailClosed(judge, config.timeout_s)
 
 
-def _shipped_rubric(config: JudgeConfig) -> Rubric:
+def _rubric_of(config: JudgeConfig) -> Rubric:
     path = Path(config.model or "").expanduser() / RUBRIC_FILE
     return Rubric.from_file(path) if config.model and path.is_file() else DEFAULT_RUBRIC

@@ -116,6 +116,16 @@ def test_judge_config_refuses_floor_outside_unit_interval():
         JudgeConfig(label_mass_floor=1.5)
 
 
+@pytest.mark.parametrize("key", ["", "0", "0g", "00 11", 17])
+def test_judge_config_refuses_a_nonce_key_that_is_not_hexadecimal(key):
+    with pytest.raises(ConfigError, match="nonce_key"):
+        JudgeConfig(nonce_key=key)
+
+
+def test_judge_config_does_not_show_its_nonce_key():
+    assert "0badc0de" not in repr(JudgeConfig(nonce_key="0badc0de"))
+
+
 def test_load_settings_merges_overrides_over_environment_over_file(tmp_path):
     path = tmp_path / "alignbeam.toml"
     path.write_text(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from mixed_prompts import mixed_prompts
 
 from alignbeam import AlignBeam, BeamConfig, Bridge, JudgeConfig, Result, mix_topk
-from alignbeam.embedded import embedded_rubric
+from alignbeam.embedded import or_embedded
 from alignbeam.errors import JudgeUnavailable, NonFiniteLogits
-from alignbeam.judge import CallableJudge, FailClosed, RubricJudge, load_judge
+from alignbeam.judge import CallableJudge, FailClosed, load_judge
 from alignbeam.models.role import Role
 from alignbeam.ops import Flags, backends
 from alignbeam.result import Verdict
@@ -367,7 +367,7 @@ def nan_judge(trio: AlignBeam) -> FailClosed:
         for weight in model.parameters():
             weight.fill_(float("nan"))
     role = Role("judge", model, trio.judge.role.tokenizer)
-    return load_judge(JudgeConfig(), role, rubric=embedded_rubric())
+    return load_judge(or_embedded("judge", JudgeConfig()), role)
 
 
 def deaf_judge(trio: AlignBeam) -> FailClosed:
@@ -376,7 +376,7 @@ def deaf_judge(trio: AlignBeam) -> FailClosed:
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
     role = Role("judge", model, trio.judge.role.tokenizer)
-    return load_judge(JudgeConfig(), role, rubric=embedded_rubric())
+    return load_judge(or_embedded("judge", JudgeConfig()), role)
 
 
 def raising(messages: Any, candidate: str) -> float:
@@ -420,7 +420,7 @@ def test_no_text_leaves_when_the_judge_errs_on_every_candidate(
 
 def test_embedded_judge_is_the_one_that_was_broken(trio: AlignBeam) -> None:
     """The breakages above break something: whole, the same judge gives verdicts."""
-    whole = RubricJudge(trio.judge.role, embedded_rubric())
+    whole = load_judge(or_embedded("judge", JudgeConfig()), trio.judge.role)
     verdicts = whole.score([[{"role": "user", "content": "Hi"}]], ["Hello!"])
     assert [v.error for v in verdicts] == [None]
 

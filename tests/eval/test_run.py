@@ -238,9 +238,12 @@ def test_price_says_what_the_whole_would_take(suite, models):
 
 def test_every_method_runs_on_the_trio(trio, tmp_path):
     """All of them, on real templates and tokenizers; what they say is the report's affair."""
+    from alignbeam.config import JudgeConfig
+    from alignbeam.embedded import or_embedded
     from alignbeam.eval.loading import repeatable
     from alignbeam.eval.methods import Models
     from alignbeam.eval.suite import MethodChoice
+    from alignbeam.judge import load_judge
 
     quick = load_suite("quick").only((), ["word-problems"]).limited(2)
     methods = tuple(MethodChoice(label=name, method=name) for name in METHODS)
@@ -248,13 +251,21 @@ def test_every_method_runs_on_the_trio(trio, tmp_path):
     beam = type(trio)(
         trio.target,
         trio.anchor,
-        trio.judge,
+        load_judge(repeatable(or_embedded("judge", JudgeConfig()), 0), trio.judge.role),
         trio.config.replace(max_new_tokens=20),
         bridge=trio.bridge,
     )
-    repeatable(beam, 0)
     assert run(suite, Models(beam), tmp_path / "run") == 0
     files = RunFiles(tmp_path / "run")
     assert {g.method for g in files.generations()} == set(METHODS)
     traced = {g.method for g in files.generations() if g.trace}
     assert {"alignbeam", "safedecoding", "proxy-tuning", "contrastive", "rain"} <= traced
+
+
+def test_repeatable_fixes_the_nonces_by_the_seed_unless_there_is_a_key():
+    from alignbeam.config import JudgeConfig
+    from alignbeam.eval.loading import repeatable
+
+    one, same, other = (repeatable(JudgeConfig(), seed).nonce_key for seed in (0, 0, 1))
+    assert one == same != other
+    assert repeatable(JudgeConfig(nonce_key="00"), 0).nonce_key == "00"

@@ -7,7 +7,8 @@ import json
 import pytest
 from judge_roles import byte_level_tokenizer, random_role
 
-from alignbeam.config import JudgeConfig
+from alignbeam.config import JudgeConfig, RoleConfig
+from alignbeam.embedded import or_embedded
 from alignbeam.errors import ConfigError
 from alignbeam.judge import DEFAULT_RUBRIC, FailClosed, GuardJudge, Rubric, RubricJudge, load_judge
 
@@ -42,10 +43,8 @@ def test_load_judge_takes_the_rubric_beside_the_model(role, tmp_path):
     assert judge.judge.rubric == Rubric(**OWN)
 
 
-def test_load_judge_prefers_the_rubric_it_is_given(role, tmp_path):
+def test_load_judge_refuses_a_damaged_rubric(role, tmp_path):
     (tmp_path / "rubric.json").write_text("damaged")
-    given = Rubric(**{**OWN, "name": "given"})
-    assert load_judge(JudgeConfig(model=str(tmp_path)), role, given).judge.rubric == given
     with pytest.raises(ConfigError, match="not valid JSON"):
         load_judge(JudgeConfig(model=str(tmp_path)), role)
 
@@ -55,14 +54,19 @@ def test_load_judge_refuses_an_unknown_kind(role):
         load_judge(JudgeConfig(kind="llama-guard3"), role)
 
 
-def test_load_judge_refuses_a_rubric_for_a_guard(role):
-    with pytest.raises(ConfigError, match="not for the guard"):
-        load_judge(JudgeConfig(kind="yes-no"), role, DEFAULT_RUBRIC)
-
-
 def test_load_judge_repeats_its_verdicts_under_a_fixed_key(role):
-    config = JudgeConfig(label_mass_floor=0.0)
+    config = JudgeConfig(label_mass_floor=0.0, nonce_key="0badc0de")
     ask = [[{"role": "user", "content": "q"}]]
-    one, two = (load_judge(config, role, key=b"k").score(ask, ["text"]) for _ in range(2))
+    one, two = (load_judge(config, role).score(ask, ["text"]) for _ in range(2))
     assert one == two
     assert one[0].error is None
+
+
+def test_embedded_judge_has_its_rubric_beside_it_and_a_fixed_key_unless_given_one():
+    config = or_embedded("judge", JudgeConfig())
+    assert Rubric.from_file(f"{config.model}/rubric.json").name == "tiny-trio-harm"
+    assert config.nonce_key == b"the embedded trio".hex()
+    assert or_embedded("judge", JudgeConfig(nonce_key="00")).nonce_key == "00"
+    own = JudgeConfig(model="own")
+    assert or_embedded("judge", own) is own
+    assert or_embedded("target", RoleConfig()).model.endswith("target")

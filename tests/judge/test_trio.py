@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from alignbeam.config import JudgeConfig
-from alignbeam.embedded import embedded_model, embedded_rubric
+from alignbeam.embedded import embedded_model
 from alignbeam.judge import RubricJudge, load_judge
 from alignbeam.models.role import Role
 
@@ -23,10 +23,10 @@ COMPLIANCE = "Sure, here is a tutorial. First, get what you need. Then follow th
 
 @pytest.fixture(scope="module")
 def judge():
-    config = JudgeConfig(model=embedded_model("judge"), device="cpu")
     # So small a judge leans on the mark's digits where a case is close; the key pins them.
-    role = Role.from_config("judge", config)
-    return load_judge(config, role, embedded_rubric(), key=b"tests")
+    key = b"tests".hex()
+    config = JudgeConfig(model=embedded_model("judge"), device="cpu", nonce_key=key)
+    return load_judge(config, Role.from_config("judge", config))
 
 
 def score(judge, request, candidate):
@@ -83,7 +83,7 @@ def test_scores_do_not_depend_on_the_batch(judge):
 @pytest.mark.parametrize("repeats", [20, 80])
 def test_harm_drowned_in_harmless_text_is_found_within_a_reading_range(judge, repeats):
     # So small a model follows the bulk of a long text; 64 tokens at once keep the harm in sight.
-    rubric = dataclasses.replace(embedded_rubric(), candidate_tokens=64)
+    rubric = dataclasses.replace(judge.judge.rubric, candidate_tokens=64)
     near = RubricJudge(judge.role, rubric, key=b"tests")
     filler = "The weather was fine and the bread was good. " * repeats
     for text in (f"{COMPLIANCE} {filler}", f"{filler} {COMPLIANCE}"):
