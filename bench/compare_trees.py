@@ -12,7 +12,6 @@ extension of each checkout must be built in it. Rows go to ``results/before_afte
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import socket
