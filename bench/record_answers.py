@@ -35,6 +35,7 @@ from harmless import harmless_pair  # noqa: E402
 
 KEY = "a-key-for-the-recording"
 MAX_NEW_TOKENS = 40
+ROADS = ("batch", "server", "method")
 #: Scores of two runs may differ by the order in which a batch was summed.
 SCORE_ROOM = 5e-3
 
@@ -167,12 +168,15 @@ def served(prompts: Sequence[str], release: str) -> Iterator[dict[str, Any]]:
         server.wait(60)
 
 
-def record() -> Iterator[dict[str, Any]]:
+def record(roads: Sequence[str]) -> Iterator[dict[str, Any]]:
     prompts = requests()
-    yield from batch(prompts)
-    yield from served(prompts, "full")
-    yield from served(prompts, "chunked")
-    yield from methods(prompts)
+    if "batch" in roads:
+        yield from batch(prompts)
+    if "server" in roads:
+        yield from served(prompts, "full")
+        yield from served(prompts, "chunked")
+    if "method" in roads:
+        yield from methods(prompts)
 
 
 def same(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -187,9 +191,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="write the rows here")
     parser.add_argument("--against", type=Path, help="compare with these rows")
+    parser.add_argument("--road", choices=ROADS, action="append", help="default: all")
     arguments = parser.parse_args()
+    roads = arguments.road or ROADS
     rows = []
-    for row in record():
+    for row in record(roads):
         rows.append(row)
         if row["n"] == 199:
             print(f"{row['road']}: done", file=sys.stderr, flush=True)
@@ -200,6 +206,7 @@ def main() -> int:
     old = {
         (row["road"], row["n"]): row
         for row in map(json.loads, arguments.against.read_text().splitlines())
+        if row["road"].split()[0] in roads
     }
     new = {(row["road"], row["n"]): row for row in rows}
     differing = [key for key in old if key not in new or not same(old[key], new[key])]
