@@ -13,33 +13,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignbeam.eval.datasets import Sample, dataset, locate, take
+from alignbeam.eval.datasets import Sample, locate, take
 from alignbeam.eval.suite import Suite, load_suite
 
 #: Both harnesses tell of their use, or draw on the terminal, unless told otherwise.
 QUIET = {"INSPECT_DISPLAY": "none", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
-def suite_of(limit: int, batch_size: int) -> Suite:
-    """The standard suite, narrowed to AlignBeam's answers to GSM8K."""
-    suite = load_suite("standard").only(["alignbeam"], ["gsm8k"]).limited(limit)
+def suite_of(limit: int, batch_size: int, name: str = "gsm8k") -> Suite:
+    """The standard suite, narrowed to AlignBeam's answers to one set."""
+    suite = load_suite("standard").only(["alignbeam"], [name]).limited(limit)
     return dataclasses.replace(suite, batch_size=batch_size)
 
 
-def questions(suite: Suite, data: Path | None = None) -> list[Sample]:
+def questions(suite: Suite) -> list[Sample]:
     """The samples that the suite draws."""
     (choice,) = suite.datasets
-    there = choice.declared.samples(locate(dataset("gsm8k"), data, fetch=False))
+    there = choice.declared.samples(locate(choice.declared, fetch=False))
     return take(there, choice.limit, suite.seed)
 
 
-def through_eval(suite: Suite, data: Path | None = None) -> list[str]:
+def through_eval(suite: Suite) -> list[str]:
     """Answers in ``generations.jsonl`` of a run."""
     from alignbeam.eval.run.files import RunFiles
     from alignbeam.eval.run.run import generate, prepare
 
     with tempfile.TemporaryDirectory() as folder:
-        failed = generate(prepare(suite, data=data), Path(folder))
+        failed = generate(prepare(suite), Path(folder))
         assert not failed, "a sample failed in alignbeam eval"
         return [str(g.answer) for g in RunFiles(folder).generations()]
 
