@@ -1,23 +1,31 @@
 # make demo   set up, then show the embedded trio at work
-# make test   set up, then run every test
+# make test   set up, then run every test that can run here; its end says what was skipped
+# make test-harness  set up another environment, then run the tests of other people's harnesses there
 # make lint   set up, then run every check of .pre-commit-config.yaml
 # make native set up, then sanitizers, fuzzing, every GPU architecture, and three installations
 #
-# PYTHON=python3.12 picks another interpreter, VENV=dir another place for the environment.
+# PYTHON=python3.12 picks another interpreter, VENV=dir another place for the environment, and
+# VENV_HARNESS=dir for the other one.
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_HARNESS ?= .venv-harness
 JOBS ?= 2
 
 # nvcc takes minutes for all its targets; on a GPU the kernel is built at first use all the same.
 export ALIGNBEAM_CUDA ?= OFF
 
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Into the environment where the target is.
+PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # A change in any of these installs again, which also rebuilds the native extension.
 SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint native clean
+# What asks inspect_ai, lm-eval and LiteLLM through their own packages; tests/skips.toml names it too.
+HARNESS_TESTS := tests/harness/test_agreement.py tests/harness/test_inspect.py \
+  tests/harness/test_lm_eval.py tests/server/test_clients.py
+
+.PHONY: demo test test-harness lint native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-demo
@@ -25,6 +33,9 @@ demo: $(VENV)/.ready-demo
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+test-harness: $(VENV_HARNESS)/.ready-harness
+	$(VENV_HARNESS)/bin/python -m pytest -q -n $(JOBS) --skips=none $(PYTEST_ARGS) $(HARNESS_TESTS)
 
 lint: $(VENV)/.ready-lint
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
@@ -34,9 +45,9 @@ native: $(VENV)/.ready-test
 	tests/native/compile_cuda.sh
 	tests/native/install.sh $(BIN)/python
 
-$(VENV)/.created:
+$(VENV)/.created $(VENV_HARNESS)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alignbeam needs Python 3.11 or newer: make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)
 	touch $@
 
 $(VENV)/.ready-demo: $(VENV)/.created $(SOURCES)
@@ -46,6 +57,12 @@ $(VENV)/.ready-demo: $(VENV)/.created $(SOURCES)
 
 $(VENV)/.ready-test: $(VENV)/.ready-demo
 	$(PIP_INSTALL) -e '.[test,jit,triton]'
+	touch $@
+
+# Large, and of many packages that alignbeam never needs: apart from the rest.
+$(VENV_HARNESS)/.ready-harness: $(VENV_HARNESS)/.created $(SOURCES)
+	@echo "installing alignbeam, inspect-ai, lm-eval and LiteLLM into $(VENV_HARNESS) (minutes; once)"
+	$(PIP_INSTALL) -e '.[test,lm-eval]' litellm
 	touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready-demo
