@@ -1,4 +1,4 @@
-"""Profiles, shared fixtures, and every reason for a skip, in one place."""
+"""Profiles, shared fixtures, and the hooks of ``support/skips.py``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from skips import (  # noqa: F401  hooks
+    pytest_addoption,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="no lm-eval: install the extra lm-eval")
+pytest.importorskip("lm_eval", reason="no lm_eval: make test-harness")
 
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance

@@ -66,7 +66,7 @@ def test_request_of_the_client_is_answered(running, client):
 
 
 def test_inspect_asks_through_its_own_package(running, monkeypatch):
-    pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
+    pytest.importorskip("inspect_ai", reason="no inspect_ai: install the extra inspect")
     import asyncio
 
     from inspect_ai.model import get_model
@@ -81,7 +81,7 @@ def test_inspect_asks_through_its_own_package(running, monkeypatch):
 
 def test_litellm_asks_through_its_own_package(running, monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no look-up on the net
-    litellm = pytest.importorskip("litellm", reason="litellm is not installed")
+    litellm = pytest.importorskip("litellm", reason="no litellm: make test-harness")
     route = yaml.safe_load((DEPLOY / "clients" / "litellm.yaml").read_text())["model_list"][0]
     ask = {
         "model": route["litellm_params"]["model"], "api_base": f"{running.url}/v1", "api_key": KEY,
