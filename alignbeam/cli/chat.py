@@ -70,21 +70,13 @@ class Conversation:
         self.changed |= changes
 
 
+@options.with_settings()
 def chat(
     context: typer.Context,
     system: Annotated[
         str | None,
         typer.Option("--system", metavar="TEXT", help="System message before the prompt."),
     ] = None,
-    target: options.Target = None,
-    anchor: options.Anchor = None,
-    judge: options.JudgeModel = None,
-    config: options.ConfigFile = None,
-    alpha: options.Alpha = None,
-    mix_steps: options.MixSteps = None,
-    beams: options.Beams = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    assigned: options.Set = None,
 ) -> None:
     """Talk with the specialist, turn by turn."""
     settings = options.settings_from(context.params)

@@ -27,6 +27,7 @@ alignbeam demo --alpha 0.3 --mix-steps 12
 """
 
 
+@options.with_settings("target", "anchor", "judge", "alpha", "mix_steps", "beams")
 def demo(
     context: typer.Context,
     full: Annotated[
@@ -36,14 +37,6 @@ def demo(
     json: Annotated[
         bool, typer.Option("--json", help="Rates and replies as one JSON object.")
     ] = False,
-    target: options.Target = None,
-    anchor: options.Anchor = None,
-    judge: options.JudgeModel = None,
-    config: options.ConfigFile = None,
-    alpha: options.Alpha = None,
-    mix_steps: options.MixSteps = None,
-    beams: options.Beams = None,
-    assigned: options.Set = None,
 ) -> None:
     """Show a specialist that complies, and AlignBeam steering it back."""
     from alignbeam.demo.prompts import sample, shown_pair, whole_sets

@@ -33,6 +33,7 @@ alignbeam doctor ./target ./anchor --set fallback=first --json
 _LEVEL_STYLES = {"note": "dim", "warn": "yellow", "unsafe": "bold red"}
 
 
+@options.with_settings("judge", "beams")
 def doctor(
     context: typer.Context,
     target: Annotated[
@@ -42,7 +43,6 @@ def doctor(
     anchor: Annotated[
         str | None, typer.Argument(help="Likewise of the anchor. Neither: the embedded trio.")
     ] = None,
-    judge: options.JudgeModel = None,
     load: Annotated[
         bool | None,
         typer.Option(
@@ -56,9 +56,6 @@ def doctor(
         int, typer.Option("--length", min=1, help="Positions for the memory forecast.")
     ] = 2048,
     json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
-    config: options.ConfigFile = None,
-    beams: options.Beams = None,
-    assigned: options.Set = None,
 ) -> None:
     """Check coverage, end tokens, templates, refusal openings, backends, memory and the judge."""
     settings = options.settings_from(context.params)

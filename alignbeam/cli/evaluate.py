@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -44,103 +44,79 @@ alignbeam sweep --suite standard --axis alpha=0,0.25,0.5,0.75,1 --axis mix_steps
 _SuiteName = Annotated[
     str, typer.Option("--suite", metavar="NAME|FILE.toml", help="quick, standard, full, paper.")
 ]
-_Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="FOLDER", help="Of the run (default runs/NAME)."),
-]
-_Data = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Of the data sets (default $ALIGNBEAM_DATA)."),
-]
-_Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Most samples of each set.")]
-_Only = Annotated[list[str] | None, typer.Option("--method", help="Only this method; repeatable.")]
 _Sets = Annotated[list[str] | None, typer.Option("--dataset", help="Only this set; repeatable.")]
-_DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Time a few samples, and say what the whole would take.")
-]
-_Embedded = Annotated[
-    bool,
-    typer.Option("--embedded", help="Put the embedded models in place of all the suite's."),
-]
-_GenerateOnly = Annotated[bool, typer.Option("--generate-only", help="Answer; do not score.")]
-_ScoreOnly = Annotated[bool, typer.Option("--score-only", help="Score what is answered already.")]
-_Json = Annotated[
-    bool, typer.Option("--json", help="Figures, times and agreements as one JSON object a run.")
-]
-_NoProgress = Annotated[bool, typer.Option("--no-progress", help="Say nothing while it runs.")]
-_BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Requests answered together.")
-]
-_Axis = Annotated[
-    list[str] | None,
-    typer.Option("--axis", metavar="NAME=V,V", help="Vary only this setting; repeatable."),
-]
 
 
+def _folder(*names: str, help: str) -> Any:
+    return Annotated[Path | None, typer.Option(*names, metavar="FOLDER", help=help)], None
+
+
+def _count(name: str, help: str) -> Any:
+    return Annotated[int | None, typer.Option(name, min=1, help=help)], None
+
+
+def _switch(name: str, help: str) -> Any:
+    return Annotated[bool, typer.Option(name, help=help)], False
+
+
+#: What both commands take besides their own options and the settings.
+_RUN: Final = {
+    "out": _folder("--out", "-o", help="Of the run (default runs/NAME)."),
+    "data": _folder("--data", help="Of the data sets (default $ALIGNBEAM_DATA)."),
+    "limit": _count("--limit", "Most samples of each set."),
+    "batch_size": _count("--batch-size", "Requests answered together."),
+    "dry_run": _switch("--dry-run", "Time a few samples, and say what the whole would take."),
+    "embedded": _switch("--embedded", "Put the embedded models in place of all the suite's."),
+    "generate_only": _switch("--generate-only", "Answer; do not score."),
+    "score_only": _switch("--score-only", "Score what is answered already."),
+    "no_progress": _switch("--no-progress", "Say nothing while it runs."),
+    "json": _switch("--json", "Figures, times and agreements as one JSON object a run."),
+}
+_SETTINGS: Final = ("target", "anchor", "judge", "max_new_tokens")
+
+
+@options.with_settings(*_SETTINGS)
+@options.with_options(_RUN)
 def evaluate(
     context: typer.Context,
     suite: _SuiteName = "quick",
-    out: _Out = None,
-    data: _Data = None,
-    limit: _Limit = None,
-    method: _Only = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Only this method; repeatable.")
+    ] = None,
     dataset: _Sets = None,
-    dry_run: _DryRun = False,
-    embedded: _Embedded = False,
-    generate_only: _GenerateOnly = False,
-    score_only: _ScoreOnly = False,
-    no_progress: _NoProgress = False,
-    json: _Json = False,
-    batch_size: _BatchSize = None,
-    target: options.Target = None,
-    anchor: options.Anchor = None,
-    judge: options.JudgeModel = None,
-    config: options.ConfigFile = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    assigned: options.Set = None,
 ) -> None:
     """Compare methods on published sets: safety, over-refusal, utility and time together."""
     from alignbeam.cli.tables import published_table
     from alignbeam.eval.suite import load_suite
 
+    given = context.params
     asked = load_suite(suite).only(method or (), dataset or ())
-    folder = out or Path("runs") / asked.name
+    folder = given["out"] or Path("runs") / asked.name
     runs: dict[str, Path] = {}
     failed = 0
     for pair in asked.pairs or (None,):
-        one = _settled(asked if pair is None else asked.for_pair(pair), context.params)
+        one = _settled(asked if pair is None else asked.for_pair(pair), given)
         name = None if pair is None else pair.name
         where = folder if name is None else folder / name
-        failed += _run(one, where, context.params, pair=name)
+        failed += _run(one, where, given, pair=name)
         runs[name or asked.name] = where
-    if asked.published and not (dry_run or generate_only or json):
+    if asked.published and not (given["dry_run"] or given["generate_only"] or given["json"]):
         published = [dict(row) for row in asked.published]
         make_console(sys.stdout).print(published_table(runs, published))
     if failed:
         raise typer.Exit(1)
 
 
+@options.with_settings(*_SETTINGS)
+@options.with_options(_RUN)
 def sweep(
     context: typer.Context,
     suite: _SuiteName = "quick",
-    axis: _Axis = None,
-    out: _Out = None,
-    data: _Data = None,
-    limit: _Limit = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option("--axis", metavar="NAME=V,V", help="Vary only this setting; repeatable."),
+    ] = None,
     dataset: _Sets = None,
-    dry_run: _DryRun = False,
-    embedded: _Embedded = False,
-    generate_only: _GenerateOnly = False,
-    score_only: _ScoreOnly = False,
-    no_progress: _NoProgress = False,
-    json: _Json = False,
-    batch_size: _BatchSize = None,
-    target: options.Target = None,
-    anchor: options.Anchor = None,
-    judge: options.JudgeModel = None,
-    config: options.ConfigFile = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    assigned: options.Set = None,
 ) -> None:
     """Vary one setting of AlignBeam at a time: the paper's ablations and more."""
     from alignbeam.eval.suite import load_suite
@@ -150,9 +126,10 @@ def sweep(
     if base.pairs:
         raise ConfigError(f"suite {base.name} has several pairs of models; sweep one with --target")
     axes = dict(parse_axis(text) for text in axis) if axis else None
-    swept, described = sweep_suite(_settled(base, context.params), axes)
-    failed = _run(swept, out or Path("runs") / swept.name, context.params, sweep=described)
-    if failed:
+    given = context.params
+    swept, described = sweep_suite(_settled(base, given), axes)
+    folder = given["out"] or Path("runs") / swept.name
+    if _run(swept, folder, given, sweep=described):
         raise typer.Exit(1)
 
 

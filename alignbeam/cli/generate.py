@@ -31,6 +31,7 @@ cat question.txt | alignbeam generate
 """
 
 
+@options.with_settings()
 def generate(
     context: typer.Context,
     prompt: Annotated[
@@ -63,15 +64,6 @@ def generate(
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Prompts of --file that run together.")
     ] = 8,
-    target: options.Target = None,
-    anchor: options.Anchor = None,
-    judge: options.JudgeModel = None,
-    config: options.ConfigFile = None,
-    alpha: options.Alpha = None,
-    mix_steps: options.MixSteps = None,
-    beams: options.Beams = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    assigned: options.Set = None,
 ) -> None:
     """Answer a prompt: mixed, completed in several beams, judged, and only then shown."""
     settings = options.settings_from(context.params)

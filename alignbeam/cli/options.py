@@ -5,8 +5,10 @@ An option's value is checked once, by ``alignbeam.config``; here it is only name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -15,49 +17,80 @@ from alignbeam.config import BeamConfig, Settings, from_assignments, from_flat, 
 _DEFAULT = BeamConfig()
 
 
-def _option(name: str, panel: str, metavar: str, help: str) -> Any:
-    return typer.Option(name, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+def _option(kind: Any, name: str, panel: str, metavar: str, help: str) -> Any:
+    given = typer.Option(
+        name, help=help, metavar=metavar, rich_help_panel=panel, show_default=False
+    )
+    return Annotated[kind | None, given]
 
 
 def _model(name: str, help: str) -> Any:
-    return _option(name, "Models", "FOLDER|HUB-ID", f"{help} (default: the embedded one).")
+    return _option(str, name, "Models", "FOLDER|HUB-ID", f"{help} (default: the embedded one).")
 
 
-def _beam(key: str, metavar: str, help: str) -> Any:
+def _beam(kind: type, key: str, metavar: str, help: str) -> Any:
     name, default = "--" + key.replace("_", "-"), getattr(_DEFAULT, key)
-    return _option(name, "Settings", metavar, f"{help} (default {default}).")
+    return _option(kind, name, "Settings", metavar, f"{help} (default {default}).")
 
 
-Target = Annotated[str | None, _model("--target", "The fine-tuned specialist whose answer you get")]
-Anchor = Annotated[str | None, _model("--anchor", "The small, well-aligned model, of any family")]
-JudgeModel = Annotated[str | None, _model("--judge", "The model that scores finished candidates")]
-ConfigFile = Annotated[
-    str | None,
-    _option("--config", "Settings", "FILE.toml", "Settings in tables; options win over them."),
-]
-Set = Annotated[
-    list[str] | None,
-    _option(
-        "--set",
-        "Settings",
-        "NAME=VALUE",
-        "Any other setting, such as temperature=0.7, judge.kind=wildguard or device=cuda; "
-        "repeatable. docs/tuning.md lists all names, /set in a chat those of an answer.",
+#: Options that set something by their own name, in the order in which help lists them.
+FLAGS: Final[dict[str, Any]] = {
+    "target": _model("--target", "The fine-tuned specialist whose answer you get"),
+    "anchor": _model("--anchor", "The small, well-aligned model, of any family"),
+    "judge": _model("--judge", "The model that scores finished candidates"),
+    "alpha": _beam(float, "alpha", "0..1", "Weight of the anchor in the mix"),
+    "mix_steps": _beam(
+        int, "mix_steps", "N", "How many tokens are mixed; 0 leaves the target alone"
     ),
-]
-Alpha = Annotated[float | None, _beam("alpha", "0..1", "Weight of the anchor in the mix")]
-MixSteps = Annotated[
-    int | None, _beam("mix_steps", "N", "How many tokens are mixed; 0 leaves the target alone")
-]
-Beams = Annotated[
-    int | None, _beam("beams", "K", "How many candidates are completed and judged, 1..8")
-]
-MaxNewTokens = Annotated[
-    int | None, _beam("max_new_tokens", "N", "Longest answer, in target tokens")
-]
+    "beams": _beam(int, "beams", "K", "How many candidates are completed and judged, 1..8"),
+    "max_new_tokens": _beam(int, "max_new_tokens", "N", "Longest answer, in target tokens"),
+}
+_CONFIG: Final = _option(
+    str, "--config", "Settings", "FILE.toml", "Settings in tables; options win over them."
+)
+_SET: Final = _option(
+    list[str],
+    "--set",
+    "Settings",
+    "NAME=VALUE",
+    "Any other setting, such as temperature=0.7, judge.kind=wildguard or device=cuda; "
+    "repeatable. docs/tuning.md lists all names, /set in a chat those of an answer.",
+)
 
-#: The options above that set something by their own name.
-_FLAGS = ("target", "anchor", "judge", "alpha", "mix_steps", "beams", "max_new_tokens")
+
+def with_options(
+    added: Mapping[str, tuple[Any, Any]],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command more options, after its own; it finds them in ``typer.Context.params``.
+
+    Parameters
+    ----------
+    added : mapping of name to (annotation, default)
+    """
+
+    def given_to(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            command(**{name: given[name] for name in own})
+
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind)
+            for name, (kind, value) in added.items()
+        ]
+        vars(run)["__signature__"] = inspect.Signature([*own.values(), *more])
+        run.__annotations__ = {p.name: p.annotation for p in (*own.values(), *more)}
+        return run
+
+    return given_to
+
+
+def with_settings(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command ``--config``, ``--set`` and these of ``FLAGS`` (none named: all)."""
+    named = {"config": _CONFIG, "assigned": _SET}
+    chosen = {name: kind for name, kind in FLAGS.items() if not flags or name in flags}
+    return with_options({name: (kind, None) for name, kind in (chosen | named).items()})
 
 
 def overrides_from(
@@ -77,7 +110,7 @@ def overrides_from(
     ConfigError
         ``--set`` without a value, or an unknown name.
     """
-    flat = {name: parameters.get(name) for name in _FLAGS} | dict(own or {})
+    flat = {name: parameters.get(name) for name in FLAGS} | dict(own or {})
     given = {name: value for name, value in flat.items() if value is not None}
     return from_flat(given | from_assignments(parameters["assigned"] or ()))
 

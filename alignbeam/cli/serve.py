@@ -27,6 +27,7 @@ def _option(name: str, help: str) -> Any:
     return typer.Option(name, help=help, rich_help_panel="Server", show_default=False)
 
 
+@options.with_settings()
 def serve(
     context: typer.Context,
     host: Annotated[
@@ -43,15 +44,6 @@ def serve(
         bool,
         _option("--fail-open", "DANGEROUS: answer although the judge is unavailable."),
     ] = False,
-    target: options.Target = None,
-    anchor: options.Anchor = None,
-    judge: options.JudgeModel = None,
-    config: options.ConfigFile = None,
-    alpha: options.Alpha = None,
-    mix_steps: options.MixSteps = None,
-    beams: options.Beams = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    assigned: options.Set = None,
 ) -> None:
     """Serve the OpenAI API: change base_url, and every answer is judged before it leaves."""
     try:

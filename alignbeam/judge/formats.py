@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from alignbeam.errors import ConfigError
 from alignbeam.judge.fill import placeholders
@@ -105,7 +105,9 @@ def _published() -> dict[str, GuardFormat]:
     text = Path(__file__).with_name("guards.toml").read_text(encoding="utf-8")
     guards = {}
     for name, table in tomllib.loads(text).items():
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
+        }
         values["blanks"] = tuple(Blank(b["lead"], tuple(b["words"])) for b in table["blanks"])
         guards[name] = GuardFormat(name=name, **values)
     return guards
