@@ -59,23 +59,18 @@ class Steer(Protocol):
         list
             One entry per request; None leaves the openings to the target.
         """
-        ...
 
     def fork(self) -> None:
         """Give every beam of the requests, now open, what its request had."""
-        ...
 
     def choose(self, beams: Sequence[Beam], target: NextTokens) -> list[Taken | None]:
         """Choose what follows; None leaves a beam to the target. A request may be failed."""
-        ...
 
     def join(self, other: Steer) -> None:
         """Take in the steering of another batch of the same kind; ``other`` is used up."""
-        ...
 
     def leave(self, *, lazily: bool) -> bool:
         """Drop what is cached for beams that are steered no longer; whether any still are."""
-        ...
 
 
 class Steering(Protocol):
@@ -83,11 +78,9 @@ class Steering(Protocol):
 
     def begin(self, requests: Sequence[Request], clock: Clock) -> Steer | None:
         """Prefill for new requests; None where none of them is steered."""
-        ...
 
     def resume(self, beams: Sequence[Beam], clock: Clock) -> Steer | None:
         """Prefill once more for beams that are open; None where none of them is steered."""
-        ...
 
 
 def non_finite(who: str, step: int) -> NonFiniteLogits:

@@ -20,15 +20,12 @@ class GuardPrompt(Protocol):
 
     def ids(self, values: Mapping[str, str]) -> list[int]:
         """Prompt ids; no value becomes a control token."""
-        ...
 
     def text(self, values: Mapping[str, str]) -> str:
         """Prompt text."""
-        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt text of our own, control tokens parsed."""
-        ...
 
 
 class ChatPrompt:

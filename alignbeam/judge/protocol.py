@@ -30,7 +30,6 @@ class Judge(Protocol):
         list of Verdict
             As many as there are candidates, in their order.
         """
-        ...
 
 
 class JudgeRole(Protocol):
@@ -43,19 +42,15 @@ class JudgeRole(Protocol):
 
     def render(self, prompt: Sequence[Mapping[str, str]]) -> list[int]:
         """Messages to prompt ids; text of a message never becomes a control token."""
-        ...
 
     def render_text(self, prompt: Sequence[Mapping[str, str]]) -> str:
         """Messages to prompt text."""
-        ...
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a text in mid-context, no control tokens."""
-        ...
 
     def next_token_logits(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits [R, width] after the last token of each sequence."""
-        ...
 
 
 def check_lengths(conversations: Sequence[Conversation], candidates: Sequence[str]) -> None:

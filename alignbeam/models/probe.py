@@ -25,7 +25,7 @@ def holds_cached_rows(role: Role, *, gaps: bool) -> bool:
     one = [tokens[1:2], tokens[2:3], tokens[3:4]]
     two = [tokens[2:4], tokens[4:6], tokens[6:8]]
     try:
-        rows = Rows(_Probe(role, gaps=gaps), [tokens[:3], tokens[3:8]])
+        rows = Rows(Probe(role, gaps=gaps), [tokens[:3], tokens[3:8]])
         rows.select([0, 0, 1])
         rows.extend(one)
         if gaps:
@@ -50,7 +50,7 @@ def _holds_plain_logits(role: Role, rows: Rows) -> bool:
     return bool((got - want).abs().max() <= room * max(1.0, float(want.std())))
 
 
-class _Probe:
+class Probe:
     """A role as ``Rows`` sees it, with the question under test already answered yes."""
 
     rows_alone = False

@@ -10,57 +10,14 @@ by column) never get gaps: their rows are prefilled again instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-
-class RowModel(Protocol):
-    """What ``Rows`` needs of a model; ``alignbeam.models.role.Role`` has it."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go and logits come from."""
-        ...
-
-    @property
-    def pad_id(self) -> int:
-        """An id for masked places."""
-        ...
-
-    @property
-    def gaps_are_exact(self) -> bool:
-        """Whether a masked column equals an absent one."""
-        ...
-
-    @property
-    def rows_alone(self) -> bool:
-        """Whether each row must be run by itself, uncached."""
-        ...
-
-    @property
-    def cached_up_to(self) -> int:
-        """Tokens beyond which each row must be run by itself, uncached."""
-        ...
-
-    def new_cache(self) -> DynamicCache:
-        """Return an empty cache."""
-        ...
-
-    def forward(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        positions: torch.Tensor,
-        cache: DynamicCache | None,
-    ) -> torch.Tensor:
-        """Run one forward and return the logits of its last column."""
-        ...
-
-    def forward_alone(self, ids: Sequence[int]) -> torch.Tensor:
-        """Run one sequence by itself and return its last logits, [1, width]."""
-        ...
+if TYPE_CHECKING:
+    from alignbeam.models.probe import Probe
+    from alignbeam.models.role import Role
 
 
 def pad_left(
@@ -134,7 +91,7 @@ class Rows:
         Logits after each row's last token, as the model gives them (its dtype).
     """
 
-    def __init__(self, model: RowModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: Role | Probe, prompts: Sequence[Sequence[int]]) -> None:
         self._model = model
         self.ids: list[list[int]] = [[] for _ in prompts]
         self.logits = torch.empty(0)

@@ -1,4 +1,4 @@
 """An OpenAI-compatible server over the controller: judged before it is sent, closed by default.
 
-``create_app`` makes the ASGI application, ``serve`` runs it. Needs the extra ``server``.
+``app.Server`` makes the ASGI application, ``serve`` runs it. Needs the extra ``server``.
 """

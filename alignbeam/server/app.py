@@ -34,7 +34,29 @@ BODY_TIMEOUT_S = 30.0
 
 
 class Server:
-    """The application with what it holds: the service, and whether it is about to stop."""
+    """The application with what it holds: the service, and whether it is about to stop.
+
+    Parameters
+    ----------
+    beam : AlignBeam
+        Not to be used by anyone else as long as the application lives, which sets its judge's
+        ``timeout_s``.
+    config : ServerConfig or None
+    keys : Keys or None
+        Read as ``config`` says where None.
+
+    Attributes
+    ----------
+    gated : Gate
+        The ASGI application, gate included.
+
+    Raises
+    ------
+    CanaryFailed
+        The judge does not tell safe from unsafe.
+    ConfigError
+        Keys or audit log cannot be read.
+    """
 
     def __init__(
         self,
@@ -43,7 +65,6 @@ class Server:
         *,
         keys: Keys | None = None,
     ) -> None:
-        """Make the application; see ``create_app``."""
         self.config = config = config or ServerConfig()
         self.keys = keys if keys is not None else Keys(config.api_keys_file)
         beam.judge.timeout_s = config.judge_timeout_s
@@ -252,30 +273,3 @@ async def _read(request: Request, model: type[Record]) -> Record:
     except TimeoutError as error:
         raise Problem(408, "body_timeout", "The body took too long to arrive.") from error
     return parse_as(model, data)
-
-
-def create_app(
-    beam: AlignBeam,
-    config: ServerConfig | None = None,
-    *,
-    keys: Keys | None = None,
-) -> Gate:
-    """Return the ASGI application, gate included.
-
-    Parameters
-    ----------
-    beam : AlignBeam
-        Not to be used by anyone else as long as the application lives, which sets its judge's
-        ``timeout_s``.
-    config : ServerConfig or None
-    keys : Keys or None
-        Read as ``config`` says where None.
-
-    Raises
-    ------
-    CanaryFailed
-        The judge does not tell safe from unsafe.
-    ConfigError
-        Keys or audit log cannot be read.
-    """
-    return Server(beam, config, keys=keys).gated

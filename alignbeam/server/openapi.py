@@ -12,24 +12,23 @@ from alignbeam.server.gate import OPEN_PATHS
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
 
 _ABOUT = "OpenAI-compatible; every answer was judged before it leaves."
-_PROBLEM = {
-    "type": "object",
-    "required": ["error"],
-    "additionalProperties": False,
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "additionalProperties": False,
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "integer"}
+
+
+def _object(optional: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+    """Return the schema of an object; all properties are required but the optional ones."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _closed(**properties: Any) -> dict[str, Any]:
+    return _object(**properties) | {"additionalProperties": False}
+
+
+_PROBLEM = _closed(
+    error=_closed(message=_TEXT, type=_TEXT, param={"type": ["string", "null"]}, code=_TEXT)
+)
 _WORDS = {
     400: "The request is wrong; `param` names the field.",
     401: "No API key, or a wrong one.",
@@ -50,56 +49,26 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, words in _WORDS.items()
 }
 
-_USAGE = {
-    "type": "object",
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-    "properties": {
-        name: {"type": "integer", "minimum": 0}
-        for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-    },
+_COUNT = _NUMBER | {"minimum": 0}
+_USAGE = _object(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT)
+_ENDING = {
+    "finish_reason": {"enum": ["stop", "length", "content_filter"]},
+    "alignbeam": {"type": "object"},
 }
+_MESSAGE = _object(role={"const": "assistant"}, content=_TEXT)
+_CHAT_CHOICE = _object(("alignbeam",), index=_NUMBER, message=_MESSAGE, **_ENDING)
+_TEXT_CHOICE = _object(("alignbeam",), index=_NUMBER, text=_TEXT, **_ENDING)
 
 
 def _reply(choice: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["id", "object", "created", "model", "choices", "usage"],
-        "properties": {
-            "id": {"type": "string"},
-            "object": {"type": "string"},
-            "created": {"type": "integer"},
-            "model": {"type": "string"},
-            "choices": {"type": "array", "minItems": 1, "items": choice},
-            "usage": _USAGE,
-        },
-    }
-
-
-_REASON = {"enum": ["stop", "length", "content_filter"]}
-_CHAT_CHOICE = {
-    "type": "object",
-    "required": ["index", "message", "finish_reason"],
-    "properties": {
-        "index": {"type": "integer"},
-        "message": {
-            "type": "object",
-            "required": ["role", "content"],
-            "properties": {"role": {"const": "assistant"}, "content": {"type": "string"}},
-        },
-        "finish_reason": _REASON,
-        "alignbeam": {"type": "object"},
-    },
-}
-_TEXT_CHOICE = {
-    "type": "object",
-    "required": ["index", "text", "finish_reason"],
-    "properties": {
-        "index": {"type": "integer"},
-        "text": {"type": "string"},
-        "finish_reason": _REASON,
-        "alignbeam": {"type": "object"},
-    },
-}
+    return _object(
+        id=_TEXT,
+        object=_TEXT,
+        created=_NUMBER,
+        model=_TEXT,
+        choices={"type": "array", "minItems": 1, "items": choice},
+        usage=_USAGE,
+    )
 
 
 def _inlined(model: type[BaseModel]) -> dict[str, Any]:
@@ -129,7 +98,7 @@ def _asked(
                 "description": "A judged answer, whole or as server-sent events.",
                 "content": {
                     "application/json": {"schema": _reply(choice)},
-                    "text/event-stream": {"schema": {"type": "string"}},
+                    "text/event-stream": {"schema": _TEXT},
                 },
             }
         },
@@ -158,20 +127,12 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-_MODEL = {
-    "type": "object",
-    "required": ["id", "object", "created", "owned_by"],
-    "properties": {"id": {"type": "string"}, "object": {"const": "model"}},
-}
+_MODEL = _object(id=_TEXT, object={"const": "model"}, created=_NUMBER, owned_by=_TEXT)
 
 
 def models() -> dict[str, Any]:
     """Describe ``/v1/models``."""
-    listing = {
-        "type": "object",
-        "required": ["object", "data"],
-        "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _MODEL}},
-    }
+    listing = _object(object={"const": "list"}, data={"type": "array", "items": _MODEL})
     return {"responses": {200: _json("The models.", listing)}}
 
 
@@ -182,21 +143,15 @@ def model() -> dict[str, Any]:
 
 def status(words: str) -> dict[str, Any]:
     """Describe ``/health`` and ``/ready``."""
-    schema = {
-        "type": "object",
-        "required": ["status", "reasons"],
-        "properties": {
-            "status": {"enum": ["ok", "degraded", "down"]},
-            "reasons": {"type": "array", "items": {"type": "string"}},
-        },
-    }
+    states = {"enum": ["ok", "degraded", "down"]}
+    schema = _object(status=states, reasons={"type": "array", "items": _TEXT})
     down = _json("It is not.", schema)
     return {"responses": {200: _json(words, schema), 503: down}}
 
 
 def metrics() -> dict[str, Any]:
     """Describe ``/metrics``."""
-    content = {"text/plain": {"schema": {"type": "string"}}}
+    content = {"text/plain": {"schema": _TEXT}}
     return {"responses": {200: {"description": "Prometheus series.", "content": content}}}
 
 

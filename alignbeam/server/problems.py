@@ -14,7 +14,6 @@ from alignbeam.errors import (
     NonFiniteLogits,
     OutOfMemory,
     PromptError,
-    UnsafeAnswer,
 )
 
 
@@ -108,8 +107,3 @@ def problem_of(error: BaseException, retry_after_s: int) -> Problem:
             headers = {"retry-after": str(retry_after_s)} if status == 503 else {}
             return Problem(status, code, message, headers=headers)
     return Problem(500, "internal_error", "Something broke; the log has the details.")
-
-
-def is_withheld(error: BaseException) -> bool:
-    """Whether ``error`` stands for an answer that was judged and found unsafe."""
-    return isinstance(error, UnsafeAnswer)

@@ -70,7 +70,7 @@ class Models:
 class Answer:
     """What a method gives for one request; the fields of ``Generation`` that it decides."""
 
-    text: str
+    text: str | None
     finish_reason: str
     candidates: tuple[CandidateRecord, ...]
     chosen: int | None

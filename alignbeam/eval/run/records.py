@@ -46,6 +46,30 @@ class RecordError(AlignBeamError, ValueError):
     """A line of a run cannot be read: not JSON, a key too many or too few, a wrong value."""
 
 
+class Line:
+    """Base of the records that are a line of a file."""
+
+    __slots__ = ()
+
+    def to_line(self) -> str:
+        """Return one line of JSON, without its line break."""
+        return dump_line(self)
+
+    @classmethod
+    def from_line(cls, line: str | bytes) -> Self:
+        """Read one line.
+
+        Raises
+        ------
+        RecordError
+        """
+        return cls._read(_fields_of(cls, line))
+
+    @classmethod
+    def _read(cls, values: dict[str, Any]) -> Self:
+        return cls(**values)
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
     """One candidate of an answer, judged or not.
@@ -110,7 +134,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Line):
     """What one method answered to one sample.
 
     Attributes
@@ -166,19 +190,8 @@ class Generation:
     new_tokens: int = 0
     error: str | None = None
 
-    def to_line(self) -> str:
-        """Return one line of JSON, without its line break."""
-        return dump_line(self)
-
     @classmethod
-    def from_line(cls, line: str | bytes) -> Self:
-        """Read one line.
-
-        Raises
-        ------
-        RecordError
-        """
-        values = _fields_of(cls, line)
+    def _read(cls, values: dict[str, Any]) -> Self:
         if values["label"] not in get_args(Label):
             raise RecordError(f"label must be one of {get_args(Label)}, got {values['label']!r}")
         values["messages"] = tuple(values["messages"])
@@ -188,7 +201,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Score(Line):
     """What one scorer says of one generation.
 
     Attributes
@@ -215,26 +228,15 @@ class Score:
     value: bool | float | None
     detail: str = ""
 
-    def to_line(self) -> str:
-        """Return one line of JSON, without its line break."""
-        return dump_line(self)
-
     @classmethod
-    def from_line(cls, line: str | bytes) -> Self:
-        """Read one line.
-
-        Raises
-        ------
-        RecordError
-        """
-        values = _fields_of(cls, line)
+    def _read(cls, values: dict[str, Any]) -> Self:
         if values["cls"] not in get_args(ScoreClass):
             raise RecordError(f"class must be a ScoreClass, got {values['cls']!r}")
         return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
-class Time:
+class Time(Line):
     """Wall time of the batch that a generation ran in; measured on the steered path.
 
     Attributes
@@ -257,20 +259,6 @@ class Time:
     total_ms: float
     parts_ms: Mapping[str, float] = field(default_factory=dict)
     shared: bool = False
-
-    def to_line(self) -> str:
-        """Return one line of JSON, without its line break."""
-        return dump_line(self)
-
-    @classmethod
-    def from_line(cls, line: str | bytes) -> Self:
-        """Read one line.
-
-        Raises
-        ------
-        RecordError
-        """
-        return cls(**_fields_of(cls, line))
 
 
 def dump_line(record: Any) -> str:

@@ -39,12 +39,10 @@ class RunWatcher(Protocol):
     """Is told how a run goes."""
 
     def begin(self, what: str, total: int, done: int) -> None:
-        """Hear that a stage begins; ``done`` of its ``total`` items are there already."""
-        ...
+        """Note that a stage begins; ``done`` of its ``total`` items are there already."""
 
     def advance(self, generations: Sequence[Generation]) -> None:
-        """Hear what was answered or scored just now."""
-        ...
+        """Note what was answered or scored just now."""
 
 
 class Silent:
@@ -241,29 +239,34 @@ def _answer_batch(
 ) -> tuple[list[Generation], list[Time]]:
     """Answer one batch; where it fails, each sample by itself, so that only the culprit fails."""
     methods = [point.method for point in unit.points]
+    made: list[Generation] = []
+    spent: list[Time] = []
     begin = time.perf_counter()
     try:
         together = answer_together(methods, models, [a.messages for a in batch])
     except Exception as error:  # any library on the way may fail, and the run must go on
         if len(batch) == 1 and len(methods) == 1:
-            return _failed(unit, batch[0], [row[0] for row in keys], error, begin)
-        made: list[Generation] = []
-        spent: list[Time] = []
+            failed = Answer(None, "error", (), None, "")
+            said = f"{type(error).__name__}: {error}"
+            (point,), ((key,),) = unit.points, keys
+            spent = [Time(key, 1, round(1e3 * (time.perf_counter() - begin), 3))]
+            return [_generation(point, batch[0], key, failed, said)], spent
         for point, row in zip(unit.points, keys, strict=True):
             for asked, key in zip(batch, row, strict=True):
                 one, took = _answer_batch(models, Unit((point,)), [asked], [[key]])
                 made += one
                 spent += took
         return made, spent
-    made, spent = [], []
     for point, answers, row in zip(unit.points, together, keys, strict=True):
         for asked, answer, key in zip(batch, answers.answers, row, strict=True):
-            made.append(_generation(point, asked, answer, key))
+            made.append(_generation(point, asked, key, answer))
             spent.append(_time(answers, key, len(batch)))
     return made, spent
 
 
-def _generation(point: Point, asked: Asked, answer: Answer, key: str) -> Generation:
+def _generation(
+    point: Point, asked: Asked, key: str, answer: Answer, error: str | None = None
+) -> Generation:
     return Generation(
         key=key,
         method=point.label,
@@ -281,6 +284,7 @@ def _generation(point: Point, asked: Asked, answer: Answer, key: str) -> Generat
         reference=asked.sample.reference,
         trace=answer.trace,
         new_tokens=sum(c.new_tokens for c in answer.candidates),
+        error=error,
     )
 
 
@@ -289,31 +293,6 @@ def _time(answers: Answers, key: str, batch: int) -> Time:
     total = parts.pop("total_ms")
     named = {name.removesuffix("_ms"): round(value, 3) for name, value in parts.items()}
     return Time(key, batch, round(total, 3), named, answers.shared)
-
-
-def _failed(
-    unit: Unit, asked: Asked, keys: Sequence[str], error: Exception, begin: float
-) -> tuple[list[Generation], list[Time]]:
-    said = f"{type(error).__name__}: {error}"
-    made = [
-        Generation(
-            key=key,
-            method=point.label,
-            method_settings=point.method.settings,
-            dataset=asked.dataset.name,
-            sample_id=asked.sample.sample_id,
-            category=asked.sample.category,
-            label=asked.dataset.label,
-            messages=tuple(asked.messages),
-            answer=None,
-            finish_reason="error",
-            reference=asked.sample.reference,
-            error=said,
-        )
-        for point, key in zip(unit.points, keys, strict=True)
-    ]
-    spent = [Time(key, 1, round(1e3 * (time.perf_counter() - begin), 3)) for key in keys]
-    return made, spent
 
 
 def _begin(files: RunFiles, manifest: dict[str, Any]) -> None:
