@@ -1,9 +1,8 @@
-"""The contract of each op as data, and the one place that checks arguments against it."""
+"""The op's contract, and the one place that checks arguments against it."""
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import NamedTuple
 
@@ -42,52 +41,9 @@ class MixResult(NamedTuple):
     """int32 [R], bits of `Flags`."""
 
 
-@dataclass(frozen=True)
-class TensorArg:
-    """A tensor argument: its axes by name and the dtypes it may have."""
-
-    name: str
-    axes: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]
-
-
-@dataclass(frozen=True)
-class IntArg:
-    """An integer argument with inclusive bounds; ``high_axis`` bounds it by an axis as well."""
-
-    name: str
-    low: int
-    high: int
-    high_axis: str | None = None
-
-
-@dataclass(frozen=True)
-class OpSpec:
-    """An op's arguments, and how far a backend's log-probs may be from the reference."""
-
-    name: str
-    tensors: tuple[TensorArg, ...]
-    integers: tuple[IntArg, ...]
-    choices: dict[str, tuple[str, ...]]
-    tolerance: dict[torch.dtype, float]
-
-
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-MIX_TOPK = OpSpec(
-    name="mix_topk",
-    tensors=(
-        TensorArg("anchor_logits", ("R", "Va"), FLOATS),
-        TensorArg("target_logits", ("R", "Vt"), FLOATS),
-        TensorArg("table", ("Va",), (torch.int32,)),
-    ),
-    integers=(
-        IntArg("top_b", 1, MAX_TOP_B, high_axis="Va"),
-        IntArg("top_k", 1, MAX_TOP_K),
-    ),
-    choices={"mix": MIXES, "support": SUPPORTS},
-    tolerance={torch.float32: 1e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5},
-)
+#: How far a backend's log F may be from the reference, by dtype of the logits.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
 
 
 def check_mix_topk(
@@ -100,7 +56,7 @@ def check_mix_topk(
     mix: str,
     support: str,
 ) -> None:
-    """Raise unless the arguments satisfy `MIX_TOPK`; see `alignbeam.ops.mix_topk`.
+    """Raise unless the arguments are as `alignbeam.ops.mix_topk` says.
 
     Raises
     ------
@@ -110,16 +66,18 @@ def check_mix_topk(
         A shape, range, device, stride or content that the op does not take.
     """
     axes: dict[str, int] = {}
-    for arg, tensor in zip(MIX_TOPK.tensors, (anchor_logits, target_logits, table), strict=True):
-        _check_tensor(arg, tensor, axes)
+    _check_tensor("anchor_logits", anchor_logits, ("R", "Va"), FLOATS, axes)
+    _check_tensor("target_logits", target_logits, ("R", "Vt"), FLOATS, axes)
+    _check_tensor("table", table, ("Va",), (torch.int32,), axes)
     device = anchor_logits.device
     for name, tensor in (("target_logits", target_logits), ("table", table)):
         if tensor.device != device:
             raise ValueError(
                 f"mix_topk: {name} must be on {device} like anchor_logits, got {tensor.device}"
             )
-    for spec, value in zip(MIX_TOPK.integers, (top_b, top_k), strict=True):
-        _check_integer(spec, value, axes)
+    _check_integer("top_b", top_b, axes["Va"], "Va")
+    _check_integer("top_b", top_b, MAX_TOP_B)
+    _check_integer("top_k", top_k, MAX_TOP_K)
     if mix not in MIXES:
         raise ValueError(f"mix_topk: mix must be one of {', '.join(MIXES)}, got {mix!r}")
     if support not in SUPPORTS:
@@ -128,49 +86,51 @@ def check_mix_topk(
     check_table(table, axes["Vt"])
 
 
-def _check_tensor(arg: TensorArg, tensor: Tensor, axes: dict[str, int]) -> None:
+def _check_tensor(
+    name: str,
+    tensor: Tensor,
+    wanted: tuple[str, ...],
+    dtypes: tuple[torch.dtype, ...],
+    axes: dict[str, int],
+) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"mix_topk: {arg.name} must be a torch.Tensor, got {_kind(tensor)}")
-    if tensor.dtype not in arg.dtypes:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in arg.dtypes)
+        raise TypeError(f"mix_topk: {name} must be a torch.Tensor, got {_kind(tensor)}")
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         got = str(tensor.dtype).removeprefix("torch.")
-        raise TypeError(f"mix_topk: {arg.name} must be {allowed}, got {got}")
+        raise TypeError(f"mix_topk: {name} must be {allowed}, got {got}")
     shape = tensor.shape
-    if len(shape) != len(arg.axes):
+    if len(shape) != len(wanted):
         raise ValueError(
-            f"mix_topk: {arg.name} must have shape [{', '.join(arg.axes)}], got {list(shape)}"
+            f"mix_topk: {name} must have shape [{', '.join(wanted)}], got {list(shape)}"
         )
-    for axis, size in zip(arg.axes, shape, strict=True):
+    for axis, size in zip(wanted, shape, strict=True):
         if axes.setdefault(axis, size) != size:
             raise ValueError(
-                f"mix_topk: {arg.name} must have {axis} = {axes[axis]}, got {axis} = {size}"
+                f"mix_topk: {name} must have {axis} = {axes[axis]}, got {axis} = {size}"
             )
         if size == 0 and axis != "R":
-            raise ValueError(f"mix_topk: {arg.name} must have {axis} >= 1, got 0")
+            raise ValueError(f"mix_topk: {name} must have {axis} >= 1, got 0")
         if size > 2**31 - 1:
-            raise ValueError(f"mix_topk: {arg.name} must have {axis} < 2^31, got {size}")
+            raise ValueError(f"mix_topk: {name} must have {axis} < 2^31, got {size}")
     # The stride of an axis of size 1 is meaningless, whatever torch says it is.
     if shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(
-            f"mix_topk: {arg.name} must have a contiguous last dimension, "
+            f"mix_topk: {name} must have a contiguous last dimension, "
             f"got stride {tensor.stride(-1)}"
         )
     if tensor.requires_grad:
         raise ValueError(
-            f"mix_topk: {arg.name} must not require grad (detach it), got requires_grad=True"
+            f"mix_topk: {name} must not require grad (detach it), got requires_grad=True"
         )
 
 
-def _check_integer(arg: IntArg, value: int, axes: dict[str, int]) -> None:
+def _check_integer(name: str, value: int, high: int, axis: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"mix_topk: {arg.name} must be an int, got {_kind(value)}")
-    if arg.high_axis is not None and not arg.low <= value <= axes[arg.high_axis]:
-        raise ValueError(
-            f"mix_topk: {arg.name} must be in {arg.low}..{arg.high_axis}, got {value}"
-            + (f" with {arg.high_axis} = {axes[arg.high_axis]}" if value >= arg.low else "")
-        )
-    if not arg.low <= value <= arg.high:
-        raise ValueError(f"mix_topk: {arg.name} must be in {arg.low}..{arg.high}, got {value}")
+        raise TypeError(f"mix_topk: {name} must be an int, got {_kind(value)}")
+    if not 1 <= value <= high:
+        width = f" with {axis} = {high}" if axis and value >= 1 else ""
+        raise ValueError(f"mix_topk: {name} must be in 1..{axis or high}, got {value}{width}")
 
 
 def _check_alpha(alpha: float | Tensor, rows: int, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignbeam.ops import MAX_TOP_B, MAX_TOP_K, Flags, MixResult, reference
-from alignbeam.ops.spec import FLOATS, MIX_TOPK, MIXES, SUPPORTS
+from alignbeam.ops.spec import FLOATS, MIXES, SUPPORTS, TOLERANCE
 
 # The edges of every grid a backend cuts a row by (8, 32, 64, 256, 1,024, 2,048, 8,192, 16,384).
 WIDTHS = (1, 2, 7, 8, 31, 33, 50, 64, 255, 257, 1023, 1025, 2047, 2049, 8193, 16383, 16385, 31999)
@@ -139,9 +139,7 @@ def cases(draw: st.DrawFn, max_width: int = WIDTHS[-1], max_rows: int = 3) -> Ca
 def assert_matches_reference(result: MixResult, case: Case, backend: str) -> None:
     """Compare with the float64 reference: flags exactly, log F and ids within the tolerance."""
     want = reference.mix_topk(**case.arguments())
-    tolerance = max(
-        MIX_TOPK.tolerance[case.anchor_logits.dtype], MIX_TOPK.tolerance[case.target_logits.dtype]
-    )
+    tolerance = max(TOLERANCE[case.anchor_logits.dtype], TOLERANCE[case.target_logits.dtype])
     where = (
         f"{backend} {list(case.anchor_logits.shape)} {case.anchor_logits.dtype} -> "
         f"{list(case.target_logits.shape)} {case.target_logits.dtype} alpha={case.alpha} "
