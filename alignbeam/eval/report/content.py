@@ -107,14 +107,7 @@ def run_content(run: Snapshot) -> dict[str, Any]:
         "methods": manifest["methods"],
         "scorers": manifest["scorers"],
         "columns": [
-            {
-                "ident": c.ident,
-                "head": c.head,
-                "better": c.better,
-                "scorer": c.scorer,
-                "cells": {m: _cell(f) for m, f in c.cells.items()},
-            }
-            for c in columns
+            _fields(c) | {"cells": {m: _cell(f) for m, f in c.cells.items()}} for c in columns
         ],
         "plane": {m: [_rate(x), _rate(y)] for m, (x, y) in points.items()},
         "pareto": pareto(points),
@@ -136,6 +129,10 @@ def run_content(run: Snapshot) -> dict[str, Any]:
     }
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+
+
 def _rate(rate: Rate) -> list[float | int]:
     """Value, low, high, successes, n: five numbers, for there are thousands of them."""
     return [rate.value, rate.low, rate.high, rate.successes, rate.n]
@@ -150,30 +147,21 @@ def _histograms(run: Snapshot) -> list[dict[str, Any]]:
     """Count harm scores in bins: one row a scorer, label of the sets, and method."""
     of = {g.key: g for g in run.generations()}
     width = (_HIGHEST - _LOWEST) / _BINS
-    counted: dict[tuple[str, str, str], list[int]] = {}
-    failed: dict[tuple[str, str, str], int] = {}
+    counted: dict[tuple[str, str, str], dict[str, Any]] = {}
     for score in run.scores():
         if score.kind != "harm":
             continue
         g = of[score.key]
         where = (score.scorer, g.label, g.method)
-        bins = counted.setdefault(where, [0] * _BINS)
+        named = dict(zip(("scorer", "label", "method"), where, strict=True))
+        row = counted.setdefault(where, {**named, "bins": [0] * _BINS, "failed": 0})
         if score.value is None:
-            failed[where] = failed.get(where, 0) + 1
+            row["failed"] += 1
         else:
             # A bin holds its upper edge: 2.5 itself is not above the threshold.
             place = math.ceil((float(score.value) - _LOWEST) / width) - 1
-            bins[max(0, min(_BINS - 1, place))] += 1
-    return [
-        {
-            "scorer": scorer,
-            "label": label,
-            "method": method,
-            "bins": bins,
-            "failed": failed.get((scorer, label, method), 0),
-        }
-        for (scorer, label, method), bins in counted.items()
-    ]
+            row["bins"][max(0, min(_BINS - 1, place))] += 1
+    return list(counted.values())
 
 
 def _categories(run: Snapshot) -> list[dict[str, Any]]:
@@ -184,15 +172,10 @@ def _categories(run: Snapshot) -> list[dict[str, Any]]:
         where = (c.dataset, c.label, c.scorer, c.measure)
         rows.setdefault(where, {}).setdefault(c.method, {})[c.category] = _rate(c.rate)
         names.setdefault(c.dataset, set()).add(c.category)
+    keys = ("dataset", "label", "scorer", "measure")
     return [
-        {
-            "dataset": dataset,
-            "label": label,
-            "scorer": scorer,
-            "measure": measure,
-            "categories": sorted(names[dataset]),
-            "methods": methods,
-        }
-        for (dataset, label, scorer, measure), methods in rows.items()
-        if len(names[dataset]) > 1
+        dict(zip(keys, where, strict=True))
+        | {"categories": sorted(names[where[0]]), "methods": methods}
+        for where, methods in rows.items()
+        if len(names[where[0]]) > 1
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,20 +37,23 @@ class Snapshot(RunFiles):
     Parameters
     ----------
     folder : path
+
+    Raises
+    ------
+    RecordError
+        There is no manifest, something cannot be read, or another version wrote it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__(folder)
         self.ident = ""
+        self._manifest = _checked(super().manifest(), self.folder / MANIFEST)
+        self._generations = super().generations()
+        self._keys = frozenset(g.key for g in self._generations)
+        self._scores, self._times = super().scores(), super().times()
 
     def manifest(self) -> dict[str, Any]:
-        """Return the manifest.
-
-        Raises
-        ------
-        RecordError
-            There is none, it cannot be read, or another version wrote it.
-        """
+        """Return the manifest."""
         return self._manifest
 
     def generations(self) -> list[Generation]:
@@ -128,36 +130,6 @@ class Snapshot(RunFiles):
             )
         return notes
 
-    @cached_property
-    def _manifest(self) -> dict[str, Any]:
-        found = super().manifest()
-        path = self.folder / MANIFEST
-        if found.get("format") != FORMAT_VERSION:
-            raise RecordError(
-                f"{path} has format {found.get('format')!r}, this version reads "
-                f"{FORMAT_VERSION}: report with the version that wrote it, or run it again"
-            )
-        missing = [key for key in _NEEDED if key not in found]
-        if missing:
-            raise RecordError(f"{path} lacks {', '.join(missing)}; it is no manifest of a run")
-        return found
-
-    @cached_property
-    def _generations(self) -> list[Generation]:
-        return super().generations()
-
-    @cached_property
-    def _scores(self) -> list[Score]:
-        return super().scores()
-
-    @cached_property
-    def _times(self) -> list[Time]:
-        return super().times()
-
-    @cached_property
-    def _keys(self) -> frozenset[str]:
-        return frozenset(g.key for g in self.generations())
-
 
 def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Snapshot]:
     """Open runs; a folder of runs (a suite with several pairs of models) stands for all of them.
@@ -190,6 +162,18 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Snapshot]:
         run.ident = next(name for name in names if name not in taken)
         taken.add(run.ident)
     return runs
+
+
+def _checked(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
+    if manifest.get("format") != FORMAT_VERSION:
+        raise RecordError(
+            f"{path} has format {manifest.get('format')!r}, this version reads "
+            f"{FORMAT_VERSION}: report with the version that wrote it, or run it again"
+        )
+    missing = [key for key in _NEEDED if key not in manifest]
+    if missing:
+        raise RecordError(f"{path} lacks {', '.join(missing)}; it is no manifest of a run")
+    return manifest
 
 
 def _is_torn(path: Path) -> bool:

@@ -33,19 +33,7 @@ def write_tables(runs: Sequence[Snapshot], folder: Path) -> list[Path]:
 def _figure_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
     for run in runs:
         for f in figures(run):
-            row = {
-                "run": run.ident,
-                "method": f.method,
-                "dataset": f.dataset,
-                "label": f.label,
-                "scorer": f.scorer,
-                "measure": f.measure,
-                "successes": f.rate.successes,
-                "n": f.rate.n,
-                "value": f.rate.value,
-                "low": f.rate.low,
-                "high": f.rate.high,
-            }
+            row = {"run": run.ident, **_named(f, _FIGURES[1:6]), **_named(f.rate, _FIGURES[6:11])}
             if f.against is not None:
                 row |= {
                     "only_target": f.against.only_first,
@@ -61,7 +49,7 @@ def _figure_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
 def _time_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
     for run in runs:
         for t in latencies(run):
-            yield {"run": run.ident, **{name: getattr(t, name) for name in _TIMES[1:]}}
+            yield {"run": run.ident, **_named(t, _TIMES[1:])}
 
 
 def _agreement_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
@@ -69,15 +57,15 @@ def _agreement_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
         for a in agreements(run):
             yield {
                 "run": run.ident,
-                "first": a.first,
-                "second": a.second,
-                "n": a.n,
+                **_named(a, ("first", "second", "n")),
                 "agreed": a.agreed.successes,
-                "value": a.agreed.value,
-                "low": a.agreed.low,
-                "high": a.agreed.high,
+                **_named(a.agreed, ("value", "low", "high")),
                 "kappa": a.kappa if math.isfinite(a.kappa) else "",
             }
+
+
+def _named(record: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
 
 
 def _write(path: Path, head: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,8 @@ class Point:
     method: Method
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Points that are answered together, because their work is the same; mostly one."""
-
-    points: tuple[Point, ...]
+#: Points that are answered together, because their work is the same; mostly one.
+Unit = tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -70,22 +68,14 @@ class Plan:
     @property
     def points(self) -> list[Point]:
         """All points, in canonical order."""
-        return [point for unit in self.units for point in unit.points]
+        return [point for unit in self.units for point in unit]
 
     def batches(self) -> Iterator[list[Asked]]:
         """Yield samples that are asked together: never of two sets, and always the same ones."""
-        start = 0
-        while start < len(self.asked):
-            stop = start
-            here = self.asked[start].dataset.name
-            while (
-                stop < len(self.asked)
-                and stop - start < self.batch_size
-                and self.asked[stop].dataset.name == here
-            ):
-                stop += 1
-            yield self.asked[start:stop]
-            start = stop
+        for _, of_set in groupby(self.asked, lambda asked: asked.dataset.name):
+            samples = list(of_set)
+            for start in range(0, len(samples), self.batch_size):
+                yield samples[start : start + self.batch_size]
 
     def key(self, point: Point, asked: Asked) -> str:
         """SHA-256 (hex) of everything that decides one answer."""
@@ -174,4 +164,4 @@ def _units(points: Sequence[Point]) -> list[Unit]:
                 break
         else:
             groups.append([point])
-    return [Unit(tuple(group)) for group in groups]
+    return [tuple(group) for group in groups]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -140,8 +141,8 @@ def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None
         times = Journal(folder / TIMES, ("key",))
         total = len(plan.points) * len(plan.asked)
         watch.begin("answering", total, len(answers))
-        for unit, batch in _work(plan):
-            keys = [[plan.key(point, asked) for asked in batch] for point in unit.points]
+        for unit, batch in itertools.product(plan.units, plan.batches()):
+            keys = [[plan.key(point, asked) for asked in batch] for point in unit]
             if all((key,) in answers for row in keys for key in row):
                 continue
             made, spent = _answer_batch(prepared.models, unit, batch, keys)
@@ -212,14 +213,14 @@ def price(prepared: Prepared) -> list[dict[str, Any]]:
     for unit in plan.units:
         seconds = 0.0
         for probe in probes:
-            keys = [["" for _ in probe] for _ in unit.points]
+            keys = [["" for _ in probe] for _ in unit]
             begin = time.perf_counter()
             _answer_batch(prepared.models, unit, probe, keys)
             each = (time.perf_counter() - begin) / len(probe)
             seconds += each * len(by_set[probe[0].dataset.name])
         rows.append(
             {
-                "methods": [point.label for point in unit.points],
+                "methods": [point.label for point in unit],
                 "samples": len(plan.asked),
                 "seconds_a_sample": seconds / len(plan.asked),
                 "seconds": seconds,
@@ -228,17 +229,11 @@ def price(prepared: Prepared) -> list[dict[str, Any]]:
     return rows
 
 
-def _work(plan: Plan) -> Iterator[tuple[Unit, list[Asked]]]:
-    for unit in plan.units:
-        for batch in plan.batches():
-            yield unit, batch
-
-
 def _answer_batch(
     models: Models, unit: Unit, batch: Sequence[Asked], keys: Sequence[Sequence[str]]
 ) -> tuple[list[Generation], list[Time]]:
     """Answer one batch; where it fails, each sample by itself, so that only the culprit fails."""
-    methods = [point.method for point in unit.points]
+    methods = [point.method for point in unit]
     made: list[Generation] = []
     spent: list[Time] = []
     begin = time.perf_counter()
@@ -248,16 +243,16 @@ def _answer_batch(
         if len(batch) == 1 and len(methods) == 1:
             failed = Answer(None, "error", (), None, "")
             said = f"{type(error).__name__}: {error}"
-            (point,), ((key,),) = unit.points, keys
+            (point,), ((key,),) = unit, keys
             spent = [Time(key, 1, round(1e3 * (time.perf_counter() - begin), 3))]
             return [_generation(point, batch[0], key, failed, said)], spent
-        for point, row in zip(unit.points, keys, strict=True):
+        for point, row in zip(unit, keys, strict=True):
             for asked, key in zip(batch, row, strict=True):
-                one, took = _answer_batch(models, Unit((point,)), [asked], [[key]])
+                one, took = _answer_batch(models, (point,), [asked], [[key]])
                 made += one
                 spent += took
         return made, spent
-    for point, answers, row in zip(unit.points, together, keys, strict=True):
+    for point, answers, row in zip(unit, together, keys, strict=True):
         for asked, answer, key in zip(batch, answers.answers, row, strict=True):
             made.append(_generation(point, asked, key, answer))
             spent.append(_time(answers, key, len(batch)))
@@ -345,10 +340,7 @@ def _suite_record(suite: Suite) -> dict[str, Any]:
         "batch_size": suite.batch_size,
         "beam": dict(suite.beam),
         "datasets": [{"name": d.declared.name, "limit": d.limit} for d in suite.datasets],
-        "methods": [
-            {"label": m.label, "method": m.method, "settings": dict(m.settings)}
-            for m in suite.methods
-        ],
+        "methods": [dataclasses.asdict(m) for m in suite.methods],
         "scorers": [
             {"kind": s.kind, "model": None if s.model is None else s.model.model}
             for s in suite.scorers
