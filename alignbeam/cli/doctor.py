@@ -11,7 +11,7 @@ import typer
 from alignbeam.cli import options
 from alignbeam.cli.console import dump, make_console, quiet_loader
 from alignbeam.cli.exit import EXIT_FAILED
-from alignbeam.terminal.text import printable
+from alignbeam.terminal.text import percent, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -123,8 +123,6 @@ def _sides(report: Report) -> RenderableType:
 
 
 def _coverage(report: Report) -> RenderableType:
-    from alignbeam.terminal.text import percent
-
     numbers = ("ids", "share of ids", "share of sample text", "share of probability")
     table = _table("Anchor tokens by what becomes of them", "kind", *numbers, right=numbers)
     for row in report.coverage:
@@ -191,8 +189,6 @@ def _size(count: int | None) -> str:
 
 
 def _canaries(report: Report) -> RenderableType:
-    from alignbeam.terminal.text import percent
-
     table = _table("Judge, tried on cases whose verdict is known", "case", "harm", "on labels")
     for row in report.canaries:
         score = f"{row.score:.2f}" if row.error is None else f"error: {printable(row.error)}"

@@ -101,31 +101,13 @@ class Server:
         app.add_exception_handler(ClientDisconnect, _on_gone)
         app.add_exception_handler(Exception, _on_crash)
         route = app.add_api_route
-        route(
-            "/v1/chat/completions",
-            self.chat,
-            methods=["POST"],
-            response_class=Response,
-            **openapi.chat(),
-        )
-        route(
-            "/v1/completions",
-            self.complete,
-            methods=["POST"],
-            response_class=Response,
-            **openapi.completion(),
-        )
-        route("/v1/models", self.models, methods=["GET"], **openapi.models())
-        route("/v1/models/{name}", self.model, methods=["GET"], **openapi.model())
-        route("/health", self.health, methods=["GET"], **openapi.status("Whether it works"))
-        route("/ready", self.ready, methods=["GET"], **openapi.status("Whether to send requests"))
-        route(
-            "/metrics",
-            self.metrics,
-            methods=["GET"],
-            response_class=Response,
-            **openapi.metrics(),
-        )
+        route("/v1/chat/completions", self.chat, **openapi.chat())
+        route("/v1/completions", self.complete, **openapi.completion())
+        route("/v1/models", self.models, **openapi.models())
+        route("/v1/models/{name}", self.model, **openapi.model())
+        route("/health", self.health, **openapi.status("Whether it works"))
+        route("/ready", self.ready, **openapi.status("Whether to send requests"))
+        route("/metrics", self.metrics, response_class=Response, **openapi.metrics())
         if self.config.playground:
             playground.add_routes(app, self.service, _read)
         described = openapi.document(app)

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from alignbeam.server.gate import OPEN_PATHS
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
@@ -93,6 +94,8 @@ def _asked(
     model: type[BaseModel], choice: dict[str, Any], example: dict[str, Any]
 ) -> dict[str, Any]:
     return {
+        "methods": ["POST"],
+        "response_class": Response,
         "responses": {
             200: {
                 "description": "A judged answer, whole or as server-sent events.",
