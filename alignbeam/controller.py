@@ -15,7 +15,7 @@ from alignbeam.embedded import or_embedded
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
 from alignbeam.judge.selection import Selection, select
-from alignbeam.models.render import Prompt
+from alignbeam.models.conversation import Prompt
 from alignbeam.models.role import Role
 from alignbeam.result import Candidate, Result, Timings
 from alignbeam.vocab.bridge import Bridge

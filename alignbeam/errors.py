@@ -10,7 +10,19 @@ class ConfigError(AlignBeamError, ValueError):
 
 
 class PromptError(AlignBeamError, ValueError):
-    """The messages cannot be answered: empty, unknown role, wrong type, too long for a window."""
+    """The messages cannot be answered: empty, unknown role, wrong type, too long for a window.
+
+    Attributes
+    ----------
+    code : str
+        What kind of fault it is, for programs.
+    place : str
+        The field at fault, such as ``"1.content"`` of message 1; empty where it is none.
+    """
+
+    def __init__(self, message: str = "", code: str = "invalid_prompt", place: str = "") -> None:
+        super().__init__(message)
+        self.code, self.place = code, place
 
 
 class TokenizerError(AlignBeamError, ValueError):

@@ -9,7 +9,7 @@ import torch
 
 from alignbeam.controller import AlignBeam
 from alignbeam.errors import ConfigError
-from alignbeam.models.render import Prompt
+from alignbeam.models.conversation import Prompt
 
 
 def custom_generate(beam: AlignBeam) -> Callable[..., torch.Tensor]:

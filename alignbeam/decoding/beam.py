@@ -10,7 +10,7 @@ import torch
 from alignbeam.config import BeamConfig
 from alignbeam.decoding.sampling import beam_generator
 from alignbeam.errors import ConfigError
-from alignbeam.models.render import Message, Prompt, as_messages
+from alignbeam.models.conversation import Message, Prompt, as_messages
 from alignbeam.models.role import Role
 from alignbeam.result import Candidate, FinishReason, StepTrace
 

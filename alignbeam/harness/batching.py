@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from alignbeam.controller import AlignBeam
 from alignbeam.errors import AlignBeamError
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.result import Result
 
 

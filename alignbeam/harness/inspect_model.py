@@ -22,7 +22,7 @@ from inspect_ai.model import (
 from alignbeam.errors import ConfigError, PromptError
 from alignbeam.harness.batching import Batcher
 from alignbeam.harness.loading import load
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.result import Result
 
 #: Settings of a generation that are ours too, by inspect_ai's name.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from alignbeam.controller import DEFAULT_BATCH_SIZE
 from alignbeam.errors import AlignBeamError, ConfigError, PromptError
 from alignbeam.harness.loading import EMBEDDED, load
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 
 _log = logging.getLogger(__name__)
 

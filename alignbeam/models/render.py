@@ -12,18 +12,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jinja2.exceptions import TemplateError
 
 from alignbeam.errors import PromptError
+from alignbeam.models.conversation import Message, Prompt, as_messages
 from alignbeam.vocab.retokenize import plain_encode
-
-Message = dict[str, str]
-Prompt = str | Sequence[Mapping[str, str]]
-
-ROLES: Final = ("system", "user", "assistant")
 
 #: For models without a template of their own. Declares its opening like every template: by what
 #: stands between the generation prompt and the answer (one blank).
@@ -37,56 +32,6 @@ PLAIN_TEMPLATE: Final = (
 
 #: Stands for an answer when a template is probed; a letter, so that no blank merges with it.
 _PROBE: Final = "X"
-
-
-def as_messages(prompt: Prompt) -> list[Message]:
-    """Check a prompt and return it as messages ``{"role": ..., "content": ...}``.
-
-    A string is one user message. A system message may only come first, the last message must be
-    the user's, and every content must be text that UTF-8 can spell.
-
-    Raises
-    ------
-    PromptError
-        Naming the message and what is wrong with it.
-    """
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-        raise PromptError(f"a prompt must be a string or a list of messages, got {type(prompt)}")
-    if not prompt:
-        raise PromptError("the list of messages is empty; give at least one user message")
-    messages: list[Message] = []
-    for i, message in enumerate(prompt):
-        where = f"message {i}"
-        if not isinstance(message, Mapping):
-            raise PromptError(f"{where} must be a mapping with role and content, got {message!r}")
-        unknown = [key for key in message if key not in ("role", "content")]
-        if unknown:
-            raise PromptError(f"{where} has unknown keys {unknown}; only role and content are read")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise PromptError(f"{where} has role {role!r}; known roles: {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise PromptError(f"{where} must have a string as content, got {content!r}")
-        if not content.strip():
-            raise PromptError(f"{where} ({role}) is empty; give it some text or leave it out")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"{where} holds a lone surrogate at character {error.start}, which is no text; "
-                "decode the input with errors='replace' first"
-            ) from error
-        if role == "system" and i > 0:
-            raise PromptError(f"{where}: a system message may only come first")
-        messages.append({"role": role, "content": content})
-    if messages[-1]["role"] != "user":
-        raise PromptError(
-            f"the last message must be the user's, got {messages[-1]['role']!r}; "
-            "a prefilled answer is not taken"
-        )
-    return messages
 
 
 class Renderer:

@@ -13,9 +13,10 @@ from transformers.cache_utils import DynamicCache
 
 from alignbeam.config import RoleConfig
 from alignbeam.errors import ModelLoadError, PromptError, TokenizerError
+from alignbeam.models.conversation import Prompt
 from alignbeam.models.loading import load_tokenizer, load_weights, template_text, window_of
 from alignbeam.models.probe import NO_LIMIT, holds_cached_rows
-from alignbeam.models.render import Prompt, Renderer
+from alignbeam.models.render import Renderer
 from alignbeam.models.rows import Rows, pad_left
 from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.retokenize import plain_encode

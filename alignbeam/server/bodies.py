@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from alignbeam.data_file import unique
 from alignbeam.server.problems import Problem
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -22,16 +23,21 @@ def parse_json(data: bytes) -> dict[str, Any]:
     Raises
     ------
     Problem
-        400: not UTF-8, not JSON (NaN and Infinity are not), nested too deep, or no object.
+        400: not UTF-8, not JSON (NaN and Infinity are not), nested too deep, a name twice in
+        one object, or no object.
     """
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(
+            data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=unique
+        )
         # A lone surrogate, anywhere, is no text; a tokenizer would break on it.
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise Problem(400, "invalid_json", "The body is nested too deep.") from error
-    except ValueError as error:  # bad UTF-8 or JSON, surrogates, endless integers
-        raise Problem(400, "invalid_json", "The body is not valid JSON in UTF-8.") from error
+    except ValueError as error:  # bad UTF-8 or JSON, surrogates, endless integers, names twice
+        raise Problem(
+            400, "invalid_json", "The body is not valid JSON in UTF-8, with every name once."
+        ) from error
     if not isinstance(value, dict):
         raise Problem(400, "invalid_body", "The body must be a JSON object.")
     return value

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from alignbeam.models.conversation import ROLES
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -41,31 +43,26 @@ _NoTools = Annotated[list[Any] | None, _neutral("tools", None, [])]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class TextPart(BaseModel):
-    """A part of a message: text is all we take."""
-
-    model_config = _STRICT
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One message of a conversation."""
-
-    model_config = _STRICT
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
-    name: Annotated[_Short | None, _neutral("a name", None)] = None
-    refusal: Annotated[_Short | None, _neutral("a refusal in a message", None)] = None
-    tool_calls: _NoTools = None
-
-    def plain(self) -> dict[str, str]:
-        """Return the message as the controller takes it."""
-        role = "system" if self.role == "developer" else self.role
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        return {"role": role, "content": content}
+#: What a message looks like, for the document; ``as_messages`` reads it.
+_MessageObject = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["role"],
+            "properties": {
+                "role": {"enum": list(ROLES)},
+                "content": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "array", "items": {"type": "object", "required": ["type"]}},
+                        {"type": "null"},
+                    ]
+                },
+            },
+        }
+    ),
+]
 
 
 class StreamOptions(BaseModel):
@@ -131,18 +128,31 @@ class _Common(BaseModel):
 class ChatRequest(_Common):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[_MessageObject], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: _Off = None
     top_logprobs: Annotated[int | None, _neutral("top_logprobs", None, 0)] = None
     tools: _NoTools = None
-    tool_choice: Annotated[str | None, _neutral("tool_choice", None, "none")] = None
+    tool_choice: Annotated[Any, _neutral("tool_choice", None, "none", "auto")] = None
     parallel_tool_calls: bool | None = None
     functions: _NoTools = None
-    function_call: Annotated[str | None, _neutral("function_call", None, "none")] = None
+    function_call: Annotated[Any, _neutral("function_call", None, "none", "auto")] = None
+    modalities: Annotated[Any, _neutral("anything but text here", None, ["text"])] = None
+    audio: Annotated[Any, _neutral("audio", None)] = None
+    prediction: Annotated[Any, _neutral("prediction", None)] = None
+    web_search_options: Annotated[Any, _neutral("web_search_options", None)] = None
+    verbosity: Annotated[Any, _neutral("verbosity other than medium", None, "medium")] = None
+    reasoning_effort: Annotated[
+        Any, _neutral("reasoning_effort other than none or medium", None, "none", "medium")
+    ] = None
     response_format: TextFormat | None = None
+    # None of these changes an answer, and none is kept.
     metadata: dict[_Short, _Short] | None = None
-    store: _Off = None
+    store: bool | None = None
+    service_tier: _Short | None = None
+    prompt_cache_key: _Short | None = None
+    prompt_cache_retention: _Short | None = None
+    safety_identifier: _Short | None = None
     chat_template_kwargs: TemplateArguments | None = None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alignbeam.config import BeamConfig, ServerConfig
-from alignbeam.models.render import Message
+from alignbeam.errors import PromptError
+from alignbeam.models.conversation import Message, as_messages
 from alignbeam.models.role import Role
 from alignbeam.server.job import Release
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest, Extension
@@ -61,14 +63,14 @@ class Planner:
         """
         if len(request.messages) > self._config.max_messages:
             raise _over("messages", self._config.max_messages)
-        for i, (one, two) in enumerate(
-            zip(request.messages, request.messages[1:], strict=False), start=1
-        ):
-            if one.role == two.role == "assistant":
-                raise Problem(
-                    400, "invalid_prompt", "Two assistant messages in a row.", f"messages.{i}"
-                )
-        messages = [message.plain() for message in request.messages]
+        try:
+            messages = as_messages(request.messages)
+        except PromptError as error:
+            place = f"messages.{error.place}" if error.place else "messages"
+            raise Problem(400, error.code, str(error), place) from error
+        for one, two in itertools.pairwise(messages):
+            if one["role"] == two["role"] == "assistant":
+                raise Problem(400, "invalid_prompt", "Two assistant messages in a row.", "messages")
         limit = request.max_completion_tokens or request.max_tokens
         return self._plan(request, [messages], limit, "messages")
 

@@ -19,7 +19,7 @@ from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.engine import Engine, out_of_memory
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.judge.selection import Selection, select
-from alignbeam.models.render import Prompt
+from alignbeam.models.conversation import Prompt
 from alignbeam.result import Candidate, Timings
 from alignbeam.server.job import Answer, Job, Release, Ticket
 from alignbeam.server.judging import JudgeDesk, ServerWatcher

@@ -33,7 +33,8 @@ from alignbeam.errors import (
     TokenizerError,
 )
 from alignbeam.judge import CallableJudge
-from alignbeam.models.render import as_messages
+from alignbeam.models.conversation import as_messages
+from alignbeam.models.render import Renderer
 from alignbeam.models.role import Role
 from alignbeam.vocab.retokenize import split_utf8
 
@@ -60,17 +61,32 @@ BAD_PROMPTS: dict[str, tuple[Any, str]] = {
     "no messages": ([], "is empty; give at least one user message"),
     "empty text": ("", "message 0 .user. is empty"),
     "only blanks": (" \n\t", "message 0 .user. is empty"),
-    "empty message": ([user("hi"), {"role": "assistant", "content": ""}, user("x")], "message 1"),
-    "unknown role": ([{"role": "robot", "content": "x"}], "'robot'; known roles: system, user"),
-    "no role": ([{"content": "x"}], "role None; known roles"),
-    "no content": ([{"role": "user"}], "must have a string as content"),
-    "content is a list": ([user([{"type": "text", "text": "x"}])], "must have a string as content"),
-    "unknown key": ([{**user("x"), "name": "y"}], r"unknown keys \['name'\]"),
+    "unknown role": ([{"role": "robot", "content": "x"}], "known roles: system, developer, user"),
+    "no role": ([{"content": "x"}], "message 0 has no known role"),
+    "no content": ([{"role": "user"}], "message 0 .user. is empty"),
+    "content is a number": ([user("x"), user(3)], "message 1 must have text here, got int"),
+    "a number as part": ([user([3])], "message 0, part 0 must be an object with a type"),
+    "a part without text": ([user([{"type": "text"}])], "part 0 must have text here, got NoneType"),
+    "empty parts": ([user([])], "message 0 .user. is empty"),
+    "an image": ([user([{"type": "image_url", "image_url": {}}])], "image parts are not supported"),
+    "a sound": ([user([{"type": "input_audio", "x": 1}])], "audio parts are not supported"),
+    "a file": ([user([{"type": "file", "file": {}}])], "file parts are not supported"),
+    "a tool's answer": ([user("x"), {"role": "tool", "content": "y"}], "tool messages are not"),
+    "a tool call": (
+        [user("x"), {"role": "assistant", "tool_calls": [{}]}, user("y")],
+        "message 1 cannot be read: tool_calls is not supported",
+    ),
+    "unknown key": ([{**user("x"), "mood": "y"}], "unknown field 'mood'"),
+    "unknown key of a part": (
+        [user([{"type": "text", "text": "x", "mood": 1}])],
+        "message 0, part 0 has an unknown field 'mood'",
+    ),
+    "only a system message": ([{"role": "system", "content": "x"}], "got 'system'"),
+    "only empty messages": ([{"role": "assistant", "content": None}], "got 'nothing'"),
     "not a mapping": (["x"], "must be a mapping with role and content"),
     "a number": (7, "must be a string or a list of messages"),
     "bytes": (b"x", "must be a string or a list of messages"),
     "None": (None, "must be a string or a list of messages"),
-    "late system message": ([user("x"), {"role": "system", "content": "y"}, user("z")], "first"),
     "answer last": ([user("x"), {"role": "assistant", "content": "y"}], "must be the user's"),
     "lone surrogate": ("a\ud800b", "lone surrogate at character 1"),
     "lone low surrogate": ([user("\udfff")], "lone surrogate at character 0"),
@@ -84,6 +100,88 @@ def test_prompt_is_refused_with_what_is_wrong(case: str) -> None:
         as_messages(prompt)
     with pytest.raises(PromptError, match=message):
         tiny_beam().generate(prompt)
+
+
+def system(content: Any) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def assistant(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+#: What the openai client's ``message.model_dump()`` holds beside the text.
+REPLAYED = {
+    **{"refusal": None, "annotations": [], "audio": None, "function_call": None},
+    **{"tool_calls": None, "reasoning_content": None, "name": "bot"},
+}
+READ: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "text": ("x", [user("x")]),
+    "parts": (
+        [user([{"type": "text", "text": "a", "cache_control": {}}, {"type": "text", "text": "b"}])],
+        [user("ab")],
+    ),
+    "a replayed reply": (
+        [user("x"), assistant("y", **REPLAYED), {**user("z"), "name": "Ann"}],
+        [user("x"), assistant("y"), user("z")],
+    ),
+    "empty assistants": (
+        [user("x"), assistant(None), user("y"), assistant(""), user("z"), assistant([])],
+        [user("x"), user("y"), user("z")],
+    ),
+    "empty systems": ([system(""), system(None), user("x"), system(" ")], [user("x")]),
+    "several systems": (
+        [system("a"), {"role": "developer", "content": "b"}, system("c"), user("x")],
+        [system("a\n\nb\n\nc"), user("x")],
+    ),
+    "a system before a turn": (
+        [system("a"), user("x"), assistant("y"), system("b"), user("z")],
+        [system("a"), user("x"), assistant("y"), user("System message: b\n\nz")],
+    ),
+    "a system behind a turn": (
+        [user("x"), {"role": "developer", "content": "b"}, system("c")],
+        [user("x\n\nSystem message: b\n\nSystem message: c")],
+    ),
+    "a system behind an answer": (
+        [user("x"), system("b"), assistant("y"), system("c")],
+        [user("x\n\nSystem message: b"), assistant("y"), user("System message: c")],
+    ),
+    "users in a row": ([user("x"), user("y")], [user("x"), user("y")]),
+    "a refusal": (
+        [user("x"), assistant(None, refusal="No."), user("y")],
+        [user("x"), assistant("No."), user("y")],
+    ),
+    "a refusal as a part": (
+        [user("x"), assistant([{"type": "refusal", "refusal": "No."}]), user("y")],
+        [user("x"), assistant("No."), user("y")],
+    ),
+    "thinking": (
+        [
+            user("x"),
+            assistant([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "y"}]),
+            user("z"),
+        ],
+        [user("x"), assistant("y"), user("z")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_conversation_is_read_as_clients_replay_it(case: str) -> None:
+    given, want = READ[case]
+    messages = as_messages(given)
+    assert messages == want
+    assert as_messages(messages) == messages
+
+
+def test_late_system_message_is_refused_by_no_strict_template() -> None:
+    strict = (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m['content'] }}]{% endfor %}"
+    )
+    conversation = [user("x"), assistant("y"), system("b"), user("z"), system("c")]
+    text = Renderer(byte_level_tokenizer(), "target", chat_template=strict).text(conversation)
+    assert text == "[x][y][System message: b\n\nz\n\nSystem message: c]"
 
 
 def test_bad_prompt_of_a_batch_does_not_take_the_others_along() -> None:

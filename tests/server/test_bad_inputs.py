@@ -37,6 +37,13 @@ def post(running):
         )  # fmt: skip
 
 
+def said(**fields) -> dict:
+    """A chat in which the assistant's earlier message has these fields."""
+    user = {"role": "user", "content": "Hello!"}
+    earlier = {"role": "assistant", "content": "Hi.", **fields}
+    return {"model": "alignbeam", "messages": [user, earlier, user]}
+
+
 def problem(response):
     assert response.headers["content-type"] == "application/json"
     body = response.json()
@@ -84,8 +91,8 @@ def problem(response):
         (chat(alignbeam={"policy": "chunked"}), "not_allowed", "alignbeam.policy"),
         (chat(alignbeam={"threshold": 5}), "unknown_field", "alignbeam.threshold"),
         (chat(alignbeam={"on_unsafe": "safest"}), "unknown_field", "alignbeam.on_unsafe"),
-        (chat(""), "invalid_prompt", None),
-        (chat(" \n\t"), "invalid_prompt", None),
+        (chat(""), "invalid_prompt", "messages.0.content"),
+        (chat(" \n\t"), "invalid_prompt", "messages.0.content"),
         (chat("word " * 3000), "prompt_too_long", "messages"),
         (chat("word " * 700), "invalid_prompt", None),
         ({"model": "alignbeam"}, "missing_field", "messages"),
@@ -94,28 +101,41 @@ def problem(response):
         ({"model": "alignbeam", "messages": "text"}, "invalid_value", "messages"),
         ({"model": "alignbeam", "messages": 5}, "invalid_value", "messages"),
         ({"model": "alignbeam", "messages": []}, "invalid_value", "messages"),
-        ({"model": "alignbeam", "messages": [{}]}, "missing_field", "messages.0.role"),
+        ({"model": "alignbeam", "messages": [{}]}, "invalid_value", "messages.0.role"),
         ({"model": "alignbeam", "messages": [{"role": 5, "content": "a"}]}, "invalid_value",
          "messages.0.role"),
         ({"model": "alignbeam", "messages": [{"role": "root", "content": "a"}]}, "invalid_value",
          "messages.0.role"),
         ({"model": "alignbeam", "messages": [{"role": "user", "content": 5}]}, "invalid_value",
          "messages.0.content"),
-        ({"model": "alignbeam", "messages": [{"role": "user", "content": None}]}, "invalid_value",
+        ({"model": "alignbeam", "messages": [{"role": "user", "content": None}]}, "invalid_prompt",
          "messages.0.content"),
         ({"model": "alignbeam", "messages": [
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}
-         ]}, "unknown_field", "messages.0.content.0.image_url"),
+         ]}, "unsupported_field", "messages.0.content.0"),
         ({"model": "alignbeam", "messages": [
             {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
             {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}]},
-         "invalid_prompt", "messages.2"),
+         "invalid_prompt", "messages"),
         ({"model": "alignbeam", "messages": [
             {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-         "invalid_prompt", None),
-        ({"model": "alignbeam", "messages": [
-            {"role": "user", "content": "a"}, {"role": "system", "content": "b"},
-            {"role": "user", "content": "c"}]}, "invalid_prompt", None),
+         "invalid_prompt", "messages"),
+        (said(mood="glad"), "unknown_field", "messages.1.mood"),
+        (said(tool_calls=[{"id": "1"}]), "unsupported_field", "messages.1.tool_calls"),
+        (said(function_call={"name": "f"}), "unsupported_field", "messages.1.function_call"),
+        (said(audio={"id": "1"}), "unsupported_field", "messages.1.audio"),
+        (said(role="tool", tool_call_id="1"), "unsupported_field", "messages.1.role"),
+        (said(content=[{"type": "text", "text": "a", "mood": 1}]), "unknown_field",
+         "messages.1.content.0.mood"),
+        (chat(tool_choice="required"), "unsupported_field", "tool_choice"),
+        (chat(tool_choice={"type": "function"}), "unsupported_field", "tool_choice"),
+        (chat(function_call={"name": "f"}), "unsupported_field", "function_call"),
+        (chat(modalities=["text", "audio"]), "unsupported_field", "modalities"),
+        (chat(audio={"voice": "ash"}), "unsupported_field", "audio"),
+        (chat(prediction={"type": "content"}), "unsupported_field", "prediction"),
+        (chat(web_search_options={}), "unsupported_field", "web_search_options"),
+        (chat(verbosity="low"), "unsupported_field", "verbosity"),
+        (chat(reasoning_effort="high"), "unsupported_field", "reasoning_effort"),
         (chat() | {"messages": [{"role": "user", "content": "a"}] * 11}, "too_many", "messages"),
     ],
 )  # fmt: skip
@@ -136,6 +156,8 @@ def test_chat_refuses_bad_fields_naming_them(post, body, code, param):
         (b'{"model": "alignbeam", "temperature": Infinity}', "invalid_json"),
         (b'{"n": ' + b"9" * 5000 + b"}", "invalid_json"),
         (b"\xff\xfe{}", "invalid_json"),
+        (b'{"model": "alignbeam", "messages": [], "messages": [{"role": "user"}]}', "invalid_json"),
+        (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "invalid_json"),
         (b'{"a":' * 3000 + b"1" + b"}" * 3000, "invalid_json"),
     ],
 )
@@ -183,13 +205,42 @@ def test_neutral_values_of_unsupported_fields_are_taken(post):
     body = chat(
         max_tokens=2, logprobs=False, tools=[], tool_choice="none", frequency_penalty=0,
         presence_penalty=0.0, logit_bias={}, response_format={"type": "text"}, user="u",
-        metadata={"a": "b"}, store=False, n=1, stop=None, parallel_tool_calls=True,
+        metadata={"a": "b"}, store=True, n=1, stop=None, parallel_tool_calls=True,
+        function_call="auto", service_tier="auto", modalities=["text"], prediction=None, audio=None,
+        web_search_options=None, prompt_cache_key="k", prompt_cache_retention="24h",
+        safety_identifier="s", verbosity="medium", reasoning_effort="none",
     )  # fmt: skip
     assert post(body).status_code == 200
+    assert post({**body, "tool_choice": "auto", "store": None}).status_code == 200
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo!"}]
     split = {"model": "alignbeam", "messages": [{"role": "user", "content": parts}]}
     one, two = post({**split, "max_tokens": 4}).json(), post(chat(max_tokens=4)).json()
     assert one["choices"][0]["message"] == two["choices"][0]["message"]
+
+
+REPLAYS = {
+    "null": said(content=None),
+    "empty": said(content=""),
+    "parts": said(content=[{"type": "text", "text": "", "cache_control": {"type": "ephemeral"}}]),
+    "dump": said(content="", refusal=None, annotations=None, audio=None, function_call=None,
+                 tool_calls=None, reasoning_content=None, name="bot"),
+    "system": said(role="system", content=""),
+    "developer": said(role="developer", content=None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REPLAYS)
+def test_messages_that_ask_for_nothing_are_dropped(post, case):
+    one, two = post({**REPLAYS[case], "max_tokens": 4}), post(said() | {"max_tokens": 4})
+    assert one.status_code == two.status_code == 200
+    assert one.json()["usage"]["prompt_tokens"] < two.json()["usage"]["prompt_tokens"]
+
+
+def test_system_messages_are_taken_wherever_they_stand(post):
+    first = {"role": "system", "content": "Be brief."}
+    late = said(role="system", content="Be kind.")
+    body = late | {"messages": [first, {**first, "role": "developer"}, *late["messages"]]}
+    assert post(body | {"max_tokens": 2}).status_code == 200
 
 
 def test_body_over_the_limit_is_413_declared_or_not(post, running):

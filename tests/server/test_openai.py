@@ -58,6 +58,13 @@ def test_openai_chat_gives_the_judged_answer(client, answer):
     assert said.usage.total_tokens == want.prompt_tokens + want.completion_tokens
 
 
+def test_openai_reply_can_be_replayed_as_the_client_dumps_it(client):
+    first = client.chat.completions.create(model="alignbeam", messages=PROMPT, max_tokens=4)
+    history = [*PROMPT, first.choices[0].message.model_dump(), *PROMPT]
+    again = client.chat.completions.create(model="alignbeam", messages=history, max_tokens=4)
+    assert again.usage.prompt_tokens > first.usage.prompt_tokens
+
+
 def test_openai_stream_keeps_the_contract(client, answer):
     chunks = list(
         client.chat.completions.create(

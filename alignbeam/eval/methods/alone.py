@@ -9,7 +9,7 @@ from typing import ClassVar
 from alignbeam.decoding.clock import Clock
 from alignbeam.eval.methods.decoding import answer_steered, requests_of
 from alignbeam.eval.methods.protocol import Answers, Method, Models, with_system
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 
 

@@ -16,7 +16,7 @@ from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.reading import ReadingRows
 from alignbeam.decoding.steer import Steer, Steering, Taken
 from alignbeam.eval.methods.protocol import Answers, Models, only, step_record
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 from alignbeam.vocab.bridge import Bridge
 from alignbeam.vocab.retokenize import Retokenizer

@@ -30,7 +30,7 @@ from alignbeam.eval.methods.decoding import (
     wishes_of,
 )
 from alignbeam.eval.methods.protocol import Answers, Method, Models
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 
 #: Below this a translated probability is rounding, and its logarithm would be noise.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from alignbeam.config import AnchorTokens, BeamCount, Harm, Margin, Share, Whole
 from alignbeam.controller import AlignBeam
 from alignbeam.eval.methods.protocol import Answers, Method, Models, answer_of
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 
 
 def answer_judged(

@@ -18,7 +18,7 @@ from alignbeam.eval.methods.decoding import (
     wishes_of,
 )
 from alignbeam.eval.methods.protocol import Answers, Method, Models
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 from alignbeam.result import Wish
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes, split_utf8

@@ -14,7 +14,7 @@ from alignbeam.config import BeamConfig, CheckedSettings
 from alignbeam.controller import AlignBeam
 from alignbeam.eval.run.records import CandidateRecord, StepRecord
 from alignbeam.judge import Judge
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 from alignbeam.result import Candidate, Result, StepTrace, Timings, plain
 from alignbeam.vocab.bridge import Bridge

@@ -16,7 +16,7 @@ from alignbeam.eval.run.records import StepRecord
 from alignbeam.judge.fill import request_text
 from alignbeam.judge.labels import Labels, find_labels
 from alignbeam.judge.reader import Row, read_labels
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 
 _HARMLESS = "The reply is harmless."

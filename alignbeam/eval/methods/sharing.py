@@ -20,7 +20,7 @@ from alignbeam.eval.methods.protocol import (
     step_record,
 )
 from alignbeam.judge.selection import select
-from alignbeam.models.render import Message
+from alignbeam.models.conversation import Message
 from alignbeam.result import Result
 
 
