@@ -44,7 +44,7 @@ def generate(
             "--file",
             "-f",
             metavar="FILE",
-            help="Many prompts: one a line, or .jsonl with prompt or messages; - for stdin.",
+            help="Many prompts: one a line, or rows of .csv, .tsv, .jsonl, .json; - for stdin.",
             show_default=False,
         ),
     ] = None,

@@ -1,16 +1,14 @@
-"""Where prompts come from: an argument, standard input, a file of lines, a file of JSON lines."""
+"""Where prompts come from: an argument, standard input, a file of lines or of rows."""
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from alignbeam.data_file import ROWS, Row, decode, read_rows, read_text
 from alignbeam.errors import PromptError
-
-Prompt = str | list[dict[str, str]]
+from alignbeam.models.conversation import Prompt
 
 _ASK = (
     "no prompt: give one as an argument, pipe it in, or name a file with --file "
@@ -34,14 +32,12 @@ class Request:
         """Return the request with a system message before it, unless it brings its own."""
         if system is None:
             return self
-        messages = (
-            [{"role": "user", "content": self.prompt}]
-            if isinstance(self.prompt, str)
-            else self.prompt
-        )
-        if messages and messages[0].get("role") == "system":
+        own = self.prompt
+        if isinstance(own, str):
+            own = [{"role": "user", "content": own}]
+        if own and own[0].get("role") in ("system", "developer") and own[0].get("content"):
             return self
-        return Request([{"role": "system", "content": system}, *messages], self.where)
+        return Request([{"role": "system", "content": system}, *own], self.where)
 
 
 def read_requests(prompt: str | None, file: str | None) -> list[Request]:
@@ -53,75 +49,63 @@ def read_requests(prompt: str | None, file: str | None) -> list[Request]:
         The argument; ``"-"`` reads one prompt from standard input, and so does no argument where
         standard input is not a terminal.
     file : str or None
-        A file with one prompt a line, or, where its name ends in ``.jsonl``, one JSON object a
-        line with ``"prompt"`` or ``"messages"``; ``"-"`` reads lines from standard input.
+        A file with one prompt a line, or, where its name says so (``data_file.ROWS``), rows with
+        a ``"prompt"`` or, in JSON, ``"messages"``; ``"-"`` reads lines from standard input.
 
     Raises
     ------
-    PromptError
+    ConfigError, PromptError
         No prompt, both, an unreadable file, or a line that holds none; says which line.
     """
     if file is not None:
         if prompt is not None:
             raise PromptError("give a prompt or --file, not both")
-        return _from_lines(file)
+        return _from_file(file)
     if prompt is None and sys.stdin.isatty():
         raise PromptError(_ASK)
     if prompt is None or prompt == "-":
-        text = _decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+        text = _standard_input().removesuffix("\n")
         if not text.strip():
             raise PromptError(_ASK)
         return [Request(text, "standard input")]
     return [Request(prompt, "the prompt")]
 
 
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{where} is not UTF-8 (byte {error.start}); convert it, for instance with iconv"
-        ) from error
+def _standard_input() -> str:
+    return decode(sys.stdin.buffer.read(), "standard input").replace("\r\n", "\n")
 
 
-def _from_lines(file: str) -> list[Request]:
-    if file == "-":
-        where, data = "standard input", sys.stdin.buffer.read()
+def _from_file(file: str) -> list[Request]:
+    path = Path(file)
+    if path.suffix.lower() in ROWS:
+        requests = [Request(_prompt_of(row), row.where) for row in read_rows(path)]
     else:
-        where = file
-        try:
-            data = Path(file).read_bytes()
-        except OSError as error:
-            raise PromptError(f"cannot read {file}: {error.strerror or error}") from error
-    parse = _parse_json if file.lower().endswith(".jsonl") else _parse_plain
-    # Only line feeds part lines: a prompt may hold U+2028 and the like.
-    lines = _decode(data, where).replace("\r\n", "\n").split("\n")
-    requests = [
-        Request(parse(line, f"{where}, line {number}"), f"{where}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+        where = "standard input" if file == "-" else file
+        text = _standard_input() if file == "-" else read_text(path).replace("\r\n", "\n")
+        # Only line feeds part lines: a prompt may hold U+2028 and the like.
+        requests = [
+            Request(line, f"{where}, line {number}")
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
     if not requests:
-        raise PromptError(f"{where} holds no prompt")
+        raise PromptError(f"{file} holds no prompt")
     return requests
 
 
-def _parse_plain(line: str, where: str) -> Prompt:
-    return line
-
-
-def _parse_json(line: str, where: str) -> Prompt:
-    try:
-        value: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{where} is not JSON: {error}") from error
-    if not isinstance(value, dict) or ("prompt" in value) == ("messages" in value):
-        raise PromptError(f'{where} must be an object with either "prompt" or "messages"')
-    if "messages" in value:
-        messages = value["messages"]
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise PromptError(f'{where}: "messages" must be a list of objects')
-        return messages
-    if not isinstance(value["prompt"], str):
-        raise PromptError(f'{where}: "prompt" must be a string')
-    return value["prompt"]
+def _prompt_of(row: Row) -> Prompt:
+    asked = [name for name in row if name.strip().casefold() in ("prompt", "messages")]
+    if len(asked) != 1:
+        raise PromptError(
+            f'{row.where} must have either "prompt" or "messages"; it has '
+            f"{', '.join(map(repr, row))}"
+        )
+    value, wants = row[asked[0]], asked[0].strip().casefold()
+    if wants == "prompt" and not isinstance(value, str):
+        raise PromptError(f'{row.where}: "prompt" must be a string')
+    if wants == "messages" and not (
+        isinstance(value, list) and all(isinstance(m, dict) for m in value)
+    ):
+        raise PromptError(f'{row.where}: "messages" must be a list of objects')
+    prompt: Prompt = value
+    return prompt

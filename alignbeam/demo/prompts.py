@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignbeam.errors import PromptError
+from alignbeam.data_file import Row, read_rows
+from alignbeam.errors import ConfigError, PromptError
 
 #: The sample that ships with the package.
 SAMPLE = Path(__file__).with_name("prompts.json")
@@ -108,12 +108,10 @@ def _sample(raw: dict[str, Any]) -> PromptSet:
     )
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[Row]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
+        return read_rows(path)
+    except ConfigError as error:
         raise PromptError(
-            f"cannot read {path}: {error.strerror or error}; set ALIGNBEAM_DATA to the folder of "
-            "the evaluation data"
+            f"{error}; set ALIGNBEAM_DATA to the folder of the evaluation data"
         ) from error

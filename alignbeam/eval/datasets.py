@@ -6,22 +6,21 @@ then in the cache, and is otherwise downloaded once. Nothing harmful ships with 
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import os
 import random
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from alignbeam.cache_folder import cache_folder, make_cache_folder
+from alignbeam.data_file import Row, read_rows
 from alignbeam.errors import ConfigError
 from alignbeam.eval.download import MAX_BYTES, Progress, download, sha256_of
 from alignbeam.eval.run.records import Label
+from alignbeam.models.conversation import Prompt, as_messages
 
 _PACKAGED: Final = Path(__file__).parent / "sets"
 
@@ -34,8 +33,8 @@ class Sample:
     ----------
     sample_id : str
         Unique in its set.
-    prompt : str
-        The user's message.
+    prompt : str or list of messages
+        The user's message, or the conversation that ends in it.
     category : str
         The set's own; empty where it has none.
     reference : str or None
@@ -43,7 +42,7 @@ class Sample:
     """
 
     sample_id: str
-    prompt: str
+    prompt: Prompt
     category: str = ""
     reference: str | None = None
 
@@ -107,32 +106,48 @@ class DataSet:
         ConfigError
             A column is missing, an id occurs twice, or nothing is there.
         """
-        found: list[Sample] = []
-        for number, row in enumerate(_rows(path)):
-            if self.keep is not None and str(row.get(self.keep[0])) != self.keep[1]:
-                continue
-            if number % self.every:
-                continue
+        found: dict[str, Sample] = {}
+        lines: dict[str, str] = {}
+        for number, row in enumerate(read_rows(path)):
             try:
-                ident = "-".join(str(row[c]) for c in self.ident.split("+")) if self.ident else ""
-                name = ident or str(number)
-                found.append(_FORMS[self.form](name, row) if self.form else self._plain(name, row))
+                if self.keep is not None and str(row[self.keep[0]]) != self.keep[1]:
+                    continue
+                if number % self.every:
+                    continue
+                name = "-".join(_cell(row, c) for c in self.ident.split("+") if c) or str(number)
+                sample = _FORMS[self.form](name, row) if self.form else self._plain(name, row)
             except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise ConfigError(
-                    f"{path}: row {number} is no row of {self.name}: {type(error).__name__} {error}"
-                ) from error
-        names = {sample.sample_id for sample in found}
-        if not found or len(names) != len(found):
-            raise ConfigError(f"{path}: {len(found)} samples of {self.name}, {len(names)} ids")
-        return found
+                why = f"{type(error).__name__} {error}"
+                if isinstance(error, ConfigError):
+                    why = f"{error}; prompt, ident, category and reference of the set name columns"
+                raise ConfigError(f"{row.where} is no row of {self.name}: {why}") from error
+            name = sample.sample_id
+            if name in found:
+                raise ConfigError(f"two rows have the id {name!r}: {lines[name]} and {row.where}")
+            found[name], lines[name] = sample, row.where
+        if not found:
+            raise ConfigError(f"{path}: 0 samples of {self.name}")
+        return list(found.values())
 
-    def _plain(self, name: str, row: Mapping[str, Any]) -> Sample:
+    def _plain(self, name: str, row: Row) -> Sample:
         return Sample(
             name,
-            _text(row[self.prompt]),
-            str(row[self.category]) if self.category else "",
-            str(row[self.reference]) if self.reference else None,
+            _request(row[self.prompt]),
+            str(row[self.category]) if self.category and row[self.category] is not None else "",
+            _cell(row, self.reference) if self.reference else None,
         )
+
+
+def _request(value: Any) -> Prompt:
+    messages = as_messages(value)
+    return value if isinstance(value, str) else messages
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row[column]
+    if value is None or not str(value).strip():
+        raise ValueError(f"nothing stands in its column {column!r}")
+    return str(value)
 
 
 def _text(value: object) -> str:
@@ -141,25 +156,25 @@ def _text(value: object) -> str:
     return value
 
 
-def _gsm8k(name: str, row: Mapping[str, Any]) -> Sample:
+def _gsm8k(name: str, row: Row) -> Sample:
     """Read what stands behind ``####``, and not the calculation before it."""
     return Sample(name, _text(row["question"]), "", row["answer"].split("####")[1].strip())
 
 
-def _medqa(name: str, row: Mapping[str, Any]) -> Sample:
+def _medqa(name: str, row: Row) -> Sample:
     options = row["options"]
     lines = [f"{letter}. {options[letter]}" for letter in sorted(options)]
     asked = "\n".join([_text(row["question"]), *lines, "Answer with the letter of one option."])
     return Sample(name, asked, str(row.get("meta_info", "")), str(row["answer_idx"]))
 
 
-def _sorry_bench(name: str, row: Mapping[str, Any]) -> Sample:
+def _sorry_bench(name: str, row: Row) -> Sample:
     turns = row["turns"]
     return Sample(str(row["question_id"]), _text(turns[0]), str(row["category"]))
 
 
 #: How a row becomes a sample where columns alone do not say it.
-_FORMS: Final[dict[str, Callable[[str, Mapping[str, Any]], Sample]]] = {
+_FORMS: Final[dict[str, Callable[[str, Row], Sample]]] = {
     "gsm8k": _gsm8k,
     "medqa": _medqa,
     "sorry-bench": _sorry_bench,
@@ -268,23 +283,3 @@ def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample
     order = list(range(len(samples)))
     random.Random(f"alignbeam {seed}").shuffle(order)
     return [samples[i] for i in sorted(order[:limit])]
-
-
-def _rows(path: Path) -> list[Mapping[str, Any]]:
-    """Rows of a CSV, JSON Lines or JSON file."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if path.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline="")))
-    try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            rows = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{path} must hold JSON objects, one a row")
-    return rows

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from alignbeam.data_file import parse_json, read_text
 from alignbeam.errors import ConfigError
 from alignbeam.eval.run.records import Generation, Score
 
@@ -199,12 +200,7 @@ def behavior_of(generation: Generation) -> str:
 
 
 def _behaviors(path: Path) -> dict[str, list[Any]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
+    found = parse_json(read_text(path), str(path))
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path} must be a JSON object with a list for each behaviour")
     for behavior, rows in found.items():

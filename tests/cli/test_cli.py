@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from alignbeam import AlignBeam, load_settings
 from alignbeam.cli.prompts import read_requests
-from alignbeam.errors import PromptError
+from alignbeam.errors import AlignBeamError
 from alignbeam.terminal.text import bar, column, printable
 from alignbeam.version import __version__
 
@@ -163,16 +163,19 @@ def test_generate_goes_on_after_a_prompt_that_fails(cli, models, tmp_path):
         (b'{"prompt": 3}', "line 1"),
         (b'{"prompt": "a"}\n{"prompt": "a", "messages": []}', "line 2"),
         (b'{"messages": "a"}', "list of objects"),
+        (b'{"prompt": "a", "Messages": []}', "line 1"),
+        (b'{"ask": "a"}', "it has 'ask'"),
         (b"[1]", "line 1"),
-        (b"{", "not JSON"),
+        (b'{"prompt": "a"}\n{', "line 2 is not JSON"),
+        (b'{"prompt": "a", "prompt": "b"}', "line 1"),
         (b"\n \n", "holds no prompt"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xe9", "not UTF-8"),
     ],
 )
 def test_read_requests_names_the_bad_line_of_a_file(tmp_path, content, complaint):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(content)
-    with pytest.raises(PromptError, match=complaint):
+    with pytest.raises(AlignBeamError, match=complaint):
         read_requests(None, str(path))
 
 
@@ -180,6 +183,50 @@ def test_read_requests_keeps_unusual_line_separators_inside_a_prompt(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffa\u2028b\x0cc\nd", encoding="utf-8")
     assert [r.prompt for r in read_requests(None, str(path))] == ["a\u2028b\x0cc", "d"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", b'id,prompt\n1,"a, b"\n2,"c\nd"\n'),
+        ("p.CSV", b'Prompt;id\r\n"a, b";1\r\n"c\nd";2\r\n'),
+        ("p.tsv", 'id\tprompt\n1\ta, b\n2\t"c\nd"\n'.encode("utf-16")),
+        ("p.ndjson", b'{"prompt": "a, b"}\n{"PROMPT": "c\\nd"}\n'),
+        ("p.json", b'[{"prompt": "a, b"}, {"prompt": "c\\nd"}]'),
+    ],
+)
+def test_read_requests_takes_rows_of_every_kind_of_file(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert [r.prompt for r in read_requests(None, str(path))] == ["a, b", "c\nd"]
+
+
+def test_generate_file_row_with_too_many_fields_is_refused_with_its_line(cli, models, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("id,prompt\n1,If I mix flour, water, and yeast what happens?\n")
+    ran = cli("generate", "--config", models, "--file", path)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{path}, line 2: 4 fields" in ran.err
+
+
+def test_generate_file_takes_conversations_as_the_server_does(cli, models, beam, tmp_path):
+    path = tmp_path / "p.jsonl"
+    turns = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "Ann"},
+    ]
+    path.write_text(json.dumps({"messages": turns}))
+    want = beam.generate(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    ).text
+    for system in ([], ["--system", "Be long."]):
+        ran = cli("generate", "--config", models, "--file", path, *system)
+        assert ran.out == want + "\n\n"
+
+
+def test_generate_reads_carriage_returns_of_stdin_as_line_ends(cli, models, beam):
+    ran = cli("generate", "--config", models, stdin=b"one\r\ntwo\r\n")
+    assert ran.out == beam.generate("one\ntwo").text + "\n"
 
 
 # -- failures ----------------------------------------------------------------------------------

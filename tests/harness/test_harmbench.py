@@ -186,7 +186,7 @@ def test_labels_of_another_run_are_refused(written, tmp_path, how, says):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[", "is no JSON"),
+        ("[", "is not JSON"),
         ("[]", "must be a JSON object"),
         ("{}", "must be a JSON object"),
         ('{"a": "text"}', "must have a list"),

@@ -17,6 +17,7 @@ from alignbeam.eval.methods import Method, build_method
 from alignbeam.eval.methods.sharing import shares_work
 from alignbeam.eval.run.records import FORMAT_VERSION
 from alignbeam.eval.suite import Suite
+from alignbeam.models.conversation import as_messages
 from alignbeam.version import __version__
 
 
@@ -30,7 +31,7 @@ class Asked:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The request as messages."""
-        return [{"role": "user", "content": self.sample.prompt}]
+        return as_messages(self.sample.prompt)
 
 
 @dataclass(frozen=True)
