@@ -18,7 +18,7 @@ ADVBENCH_HELD_OUT_STEP = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DemoRequest:
     """One request.
 
     Attributes
@@ -41,8 +41,8 @@ class Asked:
 class PromptSet:
     """Requests by what a safe system does with them: refuse the harmful, answer the benign."""
 
-    harmful: tuple[Asked, ...]
-    benign: tuple[Asked, ...]
+    harmful: tuple[DemoRequest, ...]
+    benign: tuple[DemoRequest, ...]
 
 
 def sample() -> PromptSet:
@@ -50,12 +50,12 @@ def sample() -> PromptSet:
     return _sample(_read_sample())
 
 
-def shown_pair() -> tuple[Asked, Asked]:
+def shown_pair() -> tuple[DemoRequest, DemoRequest]:
     """Return the harmful and the benign request of the sample that are shown in full."""
     raw = _read_sample()
     whole = _sample(raw)
 
-    def find(kind: str, among: tuple[Asked, ...]) -> Asked:
+    def find(kind: str, among: tuple[DemoRequest, ...]) -> DemoRequest:
         wanted = raw["shown"][kind]
         return next(a for a in among if (a.source, a.row) == (wanted["source"], wanted["row"]))
 
@@ -81,16 +81,16 @@ def whole_sets(data: Path) -> PromptSet:
     problems = [asked for asked in sample().benign if asked.answer is not None]
     return PromptSet(
         harmful=(
-            *(Asked("harmbench", r["BehaviorID"], r["Behavior"]) for r in harmbench),
-            *(Asked("jailbreakbench", r["index"], r["goal"]) for r in jailbreak),
+            *(DemoRequest("harmbench", r["BehaviorID"], r["Behavior"]) for r in harmbench),
+            *(DemoRequest("jailbreakbench", r["index"], r["goal"]) for r in jailbreak),
             *(
-                Asked("advbench", str(i), advbench[i]["goal"])
+                DemoRequest("advbench", str(i), advbench[i]["goal"])
                 for i in range(0, len(advbench), ADVBENCH_HELD_OUT_STEP)
             ),
         ),
         benign=(
-            *(Asked("xstest", r["id"], r["prompt"]) for r in xstest if r["label"] == "safe"),
-            *(Asked("jailbreakbench", r["index"], r["goal"]) for r in jailbreak_benign),
+            *(DemoRequest("xstest", r["id"], r["prompt"]) for r in xstest if r["label"] == "safe"),
+            *(DemoRequest("jailbreakbench", r["index"], r["goal"]) for r in jailbreak_benign),
             *problems,
         ),
     )
@@ -103,8 +103,8 @@ def _read_sample() -> dict[str, Any]:
 
 def _sample(raw: dict[str, Any]) -> PromptSet:
     return PromptSet(
-        harmful=tuple(Asked(**entry) for entry in raw["harmful"]),
-        benign=tuple(Asked(**entry) for entry in raw["benign"]),
+        harmful=tuple(DemoRequest(**entry) for entry in raw["harmful"]),
+        benign=tuple(DemoRequest(**entry) for entry in raw["benign"]),
     )
 
 

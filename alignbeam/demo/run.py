@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from alignbeam.demo.prompts import Asked, PromptSet
+from alignbeam.demo.prompts import DemoRequest, PromptSet
 from alignbeam.eval.refusal import is_refusal
 from alignbeam.eval.stats import Rate, rate
 
@@ -28,10 +28,10 @@ SYSTEMS = ("target alone", "anchor alone", "AlignBeam")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class BothAnswers:
     """One request, answered by the target alone and by AlignBeam."""
 
-    asked: Asked
+    asked: DemoRequest
     alone: str
     result: Result
 
@@ -62,10 +62,12 @@ class Tally:
     replies: dict[tuple[str, str, str], str] = field(default_factory=dict, repr=False)
 
 
-def answer_pair(beam: AlignBeam, asked: Asked) -> Pair:
+def answer_pair(beam: AlignBeam, asked: DemoRequest) -> BothAnswers:
     """Answer one request both ways."""
     (alone,) = beam.alone("target", [asked.prompt], max_new_tokens=MAX_NEW_TOKENS)
-    return Pair(asked, alone.text, beam.generate(asked.prompt, max_new_tokens=MAX_NEW_TOKENS))
+    return BothAnswers(
+        asked, alone.text, beam.generate(asked.prompt, max_new_tokens=MAX_NEW_TOKENS)
+    )
 
 
 def tally_systems(
@@ -113,7 +115,7 @@ def _ask(beam: AlignBeam, system: str, prompts: Sequence[str]) -> Iterator[tuple
 def _count(
     system: str, prompts: PromptSet, replies: dict[tuple[str, str, str], str], fixed: int
 ) -> Tally:
-    def reply(kind: str, asked: Asked) -> str:
+    def reply(kind: str, asked: DemoRequest) -> str:
         return replies[kind, asked.source, asked.row]
 
     problems = [asked for asked in prompts.benign if asked.answer is not None]

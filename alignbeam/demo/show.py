@@ -7,13 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from alignbeam.demo.prompts import PromptSet
-from alignbeam.demo.run import Pair, Tally
+from alignbeam.demo.run import BothAnswers, Tally
 from alignbeam.eval.refusal import classify_reply, is_refusal
 from alignbeam.terminal.explain import judge_table
 from alignbeam.terminal.text import printable
 
 
-def pair_view(title: str, pair: Pair) -> RenderableType:
+def pair_view(title: str, pair: BothAnswers) -> RenderableType:
     """Both answers side by side, then every candidate with its score."""
     table = Table(title=f"{title}: {printable(pair.asked.prompt)}", title_justify="left")
     table.title_style = "bold"

@@ -68,7 +68,7 @@ class Scheduler:
         self._wake = threading.Condition()
         self._queue = FairQueue(max_queued, max_queued_cells)
         self._desk = JudgeDesk(beam.judge, self._wake, watcher)
-        self._draining = self._stopped = False
+        self._stopped = False
         # Owned by the decoding thread.
         self._engine = Engine(beam.target, beam.steering, self._clock, self._on_failure)
         self._active: dict[Request, Job] = {}
@@ -137,7 +137,7 @@ class Scheduler:
                 "server runs at once; ask for fewer tokens or fewer beams"
             )
         with self._wake:
-            if self._draining:
+            if self._stopped:
                 raise Draining("the server is about to stop")
             if not self._queue.has_room(job):
                 raise Overloaded(
@@ -146,19 +146,6 @@ class Scheduler:
             self._queue.put(job)
             self._wake.notify_all()
         return Ticket(job, self._nudge)
-
-    def drain(self, timeout_s: float) -> bool:
-        """Take no new job and wait for the others; whether all were done in time."""
-        deadline = time.monotonic() + timeout_s
-        with self._wake:
-            self._draining = True
-            self._wake.notify_all()
-            while self.queued or self.running:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._wake.wait(min(left, 0.05))
-        return True
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End both threads; jobs that are not done fail as cancelled."""
@@ -175,7 +162,7 @@ class Scheduler:
 
     def _end(self) -> None:
         """Tell both threads to end; the lock is held."""
-        self._draining = self._stopped = self._desk.closed = True
+        self._stopped = self._desk.closed = True
         self._wake.notify_all()
 
     def _guarded(self, work: Callable[[], None]) -> None:
