@@ -11,7 +11,7 @@ import typer
 from alignbeam.cli import options
 from alignbeam.cli.console import dump, load_beam, make_console, progress_bar, shown
 from alignbeam.cli.exit import describe, exit_code_of
-from alignbeam.cli.prompts import Request, read_requests
+from alignbeam.cli.prompts import PlacedPrompt, read_prompts
 
 if TYPE_CHECKING:
     from alignbeam import AlignBeam
@@ -67,7 +67,7 @@ def generate(
 ) -> None:
     """Answer a prompt: mixed, completed in several beams, judged, and only then shown."""
     settings = options.settings_from(context.params)
-    requests = [request.with_system(system) for request in read_requests(prompt, file)]
+    requests = [request.with_system(system) for request in read_prompts(prompt, file)]
     beam = load_beam(settings)
     worst = 0
     for request, outcome in _outcomes(beam, requests, batch_size):
@@ -96,8 +96,8 @@ def generate(
 
 
 def _outcomes(
-    beam: AlignBeam, requests: list[Request], batch_size: int
-) -> Iterator[tuple[Request, Result | BaseException]]:
+    beam: AlignBeam, requests: list[PlacedPrompt], batch_size: int
+) -> Iterator[tuple[PlacedPrompt, Result | BaseException]]:
     """Answers in order; a bar on stderr where there is more than one and someone to see it."""
     with progress_bar(make_console(sys.stderr), visible=len(requests) > 1) as progress:
         task = progress.add_task("answering", total=len(requests))

@@ -17,7 +17,7 @@ _ASK = (
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PlacedPrompt:
     """One prompt and where it stood, for messages about it."""
 
     prompt: Prompt
@@ -28,7 +28,7 @@ class Request:
         """The prompt under its own name, as it opens a line of ``--json``."""
         return {"prompt" if isinstance(self.prompt, str) else "messages": self.prompt}
 
-    def with_system(self, system: str | None) -> Request:
+    def with_system(self, system: str | None) -> PlacedPrompt:
         """Return the request with a system message before it, unless it brings its own."""
         if system is None:
             return self
@@ -37,10 +37,10 @@ class Request:
             own = [{"role": "user", "content": own}]
         if own and own[0].get("role") in ("system", "developer") and own[0].get("content"):
             return self
-        return Request([{"role": "system", "content": system}, *own], self.where)
+        return PlacedPrompt([{"role": "system", "content": system}, *own], self.where)
 
 
-def read_requests(prompt: str | None, file: str | None) -> list[Request]:
+def read_prompts(prompt: str | None, file: str | None) -> list[PlacedPrompt]:
     """Return the requests of one call.
 
     Parameters
@@ -67,24 +67,24 @@ def read_requests(prompt: str | None, file: str | None) -> list[Request]:
         text = _standard_input().removesuffix("\n")
         if not text.strip():
             raise PromptError(_ASK)
-        return [Request(text, "standard input")]
-    return [Request(prompt, "the prompt")]
+        return [PlacedPrompt(text, "standard input")]
+    return [PlacedPrompt(prompt, "the prompt")]
 
 
 def _standard_input() -> str:
     return decode(sys.stdin.buffer.read(), "standard input").replace("\r\n", "\n")
 
 
-def _from_file(file: str) -> list[Request]:
+def _from_file(file: str) -> list[PlacedPrompt]:
     path = Path(file)
     if path.suffix.lower() in ROWS:
-        requests = [Request(_prompt_of(row), row.where) for row in read_rows(path)]
+        requests = [PlacedPrompt(_prompt_of(row), row.where) for row in read_rows(path)]
     else:
         where = "standard input" if file == "-" else file
         text = _standard_input() if file == "-" else read_text(path).replace("\r\n", "\n")
         # Only line feeds part lines: a prompt may hold U+2028 and the like.
         requests = [
-            Request(line, f"{where}, line {number}")
+            PlacedPrompt(line, f"{where}, line {number}")
             for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]

@@ -12,7 +12,7 @@ from alignbeam.judge.labels import Labels, find_labels
 from alignbeam.judge.model_judge import ModelJudge
 from alignbeam.judge.prompts import ChatPrompt, GuardPrompt, RawPrompt
 from alignbeam.judge.protocol import Conversation, JudgeRole
-from alignbeam.judge.reader import MAX_BATCH_TOKENS, Row
+from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow
 from alignbeam.judge.verdicts import LEVELS, level_verdict, worst
 from alignbeam.result import Verdict
 
@@ -82,7 +82,7 @@ class GuardJudge(ModelJudge):
             leads = [lead + word for lead in leads for word in blank.words]
         return found
 
-    def _rows(self, conversation: Conversation, piece: str) -> list[Row]:
+    def _rows(self, conversation: Conversation, piece: str) -> list[LabelRow]:
         turns = _without_system(conversation)
         answered = [*turns, {"role": "assistant", "content": piece}]
         values = {
@@ -90,10 +90,10 @@ class GuardJudge(ModelJudge):
             "candidate": piece,
             "conversation": transcript(answered, self.guard.speakers),
         }
-        rows: list[Row] = []
+        rows: list[LabelRow] = []
         for policy in self.guard.policies or ("",):
             ids = self._prompt.ids({**values, "policy": policy})
-            rows += [Row([*ids, *q.suffix], q.ids) for q in self._questions]
+            rows += [LabelRow([*ids, *q.suffix], q.ids) for q in self._questions]
         return rows
 
     def _verdict(self, read: Sequence[tuple[float, ...]]) -> Verdict:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge.protocol import Conversation, JudgeRole, check_lengths
-from alignbeam.judge.reader import MAX_BATCH_TOKENS, Row, read_labels
+from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow, read_labels
 from alignbeam.judge.verdicts import error_verdict, worst
 from alignbeam.judge.windows import LEAST_CHARACTERS, windows
 from alignbeam.result import Verdict
@@ -68,7 +68,7 @@ class ModelJudge(ABC):
             The two sides are not equally many.
         """
         check_lengths(conversations, candidates)
-        rows: list[Row] = []
+        rows: list[LabelRow] = []
         # Per candidate: the rows of each of its pieces, or why there are none.
         plans: list[list[slice] | str] = []
         for conversation, candidate in zip(conversations, candidates, strict=True):
@@ -108,7 +108,7 @@ class ModelJudge(ABC):
         return len(self.role.encode_plain(piece)) <= self.candidate_tokens
 
     @abstractmethod
-    def _rows(self, conversation: Conversation, piece: str) -> list[Row]:
+    def _rows(self, conversation: Conversation, piece: str) -> list[LabelRow]:
         """Return the questions that one piece of a candidate needs."""
 
     @abstractmethod

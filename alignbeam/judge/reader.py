@@ -15,7 +15,7 @@ MAX_BATCH_TOKENS: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LabelRow:
     """A question to the model.
 
     Attributes
@@ -31,7 +31,7 @@ class Row:
 
 
 def read_labels(
-    role: JudgeRole, rows: Sequence[Row], max_batch_tokens: int = MAX_BATCH_TOKENS
+    role: JudgeRole, rows: Sequence[LabelRow], max_batch_tokens: int = MAX_BATCH_TOKENS
 ) -> list[tuple[float, ...]]:
     """Return, for each row, the full-softmax probability of each of its labels.
 
@@ -42,7 +42,7 @@ def read_labels(
     ----------
     role : JudgeRole
         The judge's model.
-    rows : sequence of Row
+    rows : sequence of LabelRow
         In any order; rows of similar length run together, whatever their order.
     max_batch_tokens : int
         Bound of ``rows * longest row`` of one forward; a longer row runs alone.

@@ -13,7 +13,7 @@ from alignbeam.judge.fill import request_text
 from alignbeam.judge.labels import Labels, find_labels
 from alignbeam.judge.model_judge import ModelJudge
 from alignbeam.judge.protocol import Conversation, JudgeRole
-from alignbeam.judge.reader import MAX_BATCH_TOKENS, Row
+from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow
 from alignbeam.judge.rubric import DEFAULT_RUBRIC, Rubric
 from alignbeam.judge.verdicts import level_verdict
 from alignbeam.result import Verdict
@@ -108,11 +108,11 @@ class RubricJudge(ModelJudge):
                 return nonce
             attempt += 1
 
-    def _rows(self, conversation: Conversation, piece: str) -> list[Row]:
+    def _rows(self, conversation: Conversation, piece: str) -> list[LabelRow]:
         request = request_text(conversation)
         messages = self.rubric.messages(request, piece, self._nonce(request, piece))
         ids = [*self.role.render(messages), *self._labels.suffix]
-        return [Row(ids, self._labels.ids)]
+        return [LabelRow(ids, self._labels.ids)]
 
     def _verdict(self, read: Sequence[tuple[float, ...]]) -> Verdict:
         (levels,) = read

@@ -47,7 +47,7 @@ class _BuildRefused(AlignBeamError):
 
 
 @dataclass(frozen=True)
-class Extension:
+class NativeModule:
     """The native module, or the reason why there is none."""
 
     module: Any
@@ -62,7 +62,7 @@ class Extension:
 
 
 @functools.cache
-def cpu_extension() -> Extension:
+def cpu_extension() -> NativeModule:
     """Return the extension with the CPU kernels, building it at first use where that is needed."""
     installed = _installed()
     if installed is not None:
@@ -71,7 +71,7 @@ def cpu_extension() -> Extension:
 
 
 @functools.cache
-def gpu_extension(capability: tuple[int, int]) -> Extension:
+def gpu_extension(capability: tuple[int, int]) -> NativeModule:
     """Return an extension with CUDA kernels for a GPU of ``capability``, (9, 0) for example."""
     installed = _installed()
     if installed is not None and covers(installed.cuda_archs, capability):
@@ -80,7 +80,7 @@ def gpu_extension(capability: tuple[int, int]) -> Extension:
     try:
         nvcc = _nvcc()
     except _BuildRefused as error:
-        return Extension(None, "", str(error))
+        return NativeModule(None, "", str(error))
     options = ("-DALIGNBEAM_CUDA=ON", f"-DALIGNBEAM_CUDA_ARCHS={arch}-real")
     return _built((*options, f"-DCMAKE_CUDA_COMPILER={nvcc}"), [nvcc])
 
@@ -133,7 +133,7 @@ def _installed() -> ModuleType | None:
     return _C
 
 
-def _built(options: tuple[str, ...], compilers: list[str]) -> Extension:
+def _built(options: tuple[str, ...], compilers: list[str]) -> NativeModule:
     """Return the extension configured with the CMake ``options``, from the cache or built now.
 
     ``compilers`` are those used besides the C++ compiler: their versions are part of the key.
@@ -144,22 +144,22 @@ def _built(options: tuple[str, ...], compilers: list[str]) -> Extension:
             raise _BuildRefused("its sources are not there; reinstall alignbeam")
         path = _cached_or_build(folder, options, compilers)
     except _BuildRefused as error:
-        return Extension(None, "", str(error))
+        return NativeModule(None, "", str(error))
     except OSError as error:
-        return Extension(
+        return NativeModule(
             None, "", f"the cache folder cannot be used ({error}); set ALIGNBEAM_CACHE"
         )
     return _with_torch(_load(path), f"built into {path.parent}")
 
 
-def _with_torch(module: ModuleType, origin: str) -> Extension:
+def _with_torch(module: ModuleType, origin: str) -> NativeModule:
     """Return the extension once it knows how to read torch's tensors."""
     try:
         module.use_tensor_type(torch.Tensor)
     except (AttributeError, RuntimeError, ValueError) as error:
         reason = f"it cannot read the tensors of torch {torch.__version__} ({error})"
-        return Extension(None, "", f"{reason}; pip install 'torch>=2.10'")
-    return Extension(module, origin)
+        return NativeModule(None, "", f"{reason}; pip install 'torch>=2.10'")
+    return NativeModule(module, origin)
 
 
 def _cached_or_build(folder: Path, options: tuple[str, ...], compilers: list[str]) -> Path:

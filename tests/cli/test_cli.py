@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignbeam import AlignBeam, load_settings
-from alignbeam.cli.prompts import read_requests
+from alignbeam.cli.prompts import read_prompts
 from alignbeam.errors import AlignBeamError
 from alignbeam.terminal.text import bar, column, printable
 from alignbeam.version import __version__
@@ -172,17 +172,17 @@ def test_generate_goes_on_after_a_prompt_that_fails(cli, models, tmp_path):
         (b"\xe9", "not UTF-8"),
     ],
 )
-def test_read_requests_names_the_bad_line_of_a_file(tmp_path, content, complaint):
+def test_read_prompts_names_the_bad_line_of_a_file(tmp_path, content, complaint):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(content)
     with pytest.raises(AlignBeamError, match=complaint):
-        read_requests(None, str(path))
+        read_prompts(None, str(path))
 
 
-def test_read_requests_keeps_unusual_line_separators_inside_a_prompt(tmp_path):
+def test_read_prompts_keeps_unusual_line_separators_inside_a_prompt(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffa\u2028b\x0cc\nd", encoding="utf-8")
-    assert [r.prompt for r in read_requests(None, str(path))] == ["a\u2028b\x0cc", "d"]
+    assert [r.prompt for r in read_prompts(None, str(path))] == ["a\u2028b\x0cc", "d"]
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,10 @@ def test_read_requests_keeps_unusual_line_separators_inside_a_prompt(tmp_path):
         ("p.json", b'[{"prompt": "a, b"}, {"prompt": "c\\nd"}]'),
     ],
 )
-def test_read_requests_takes_rows_of_every_kind_of_file(tmp_path, name, content):
+def test_read_prompts_takes_rows_of_every_kind_of_file(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    assert [r.prompt for r in read_requests(None, str(path))] == ["a, b", "c\nd"]
+    assert [r.prompt for r in read_prompts(None, str(path))] == ["a, b", "c\nd"]
 
 
 def test_generate_file_row_with_too_many_fields_is_refused_with_its_line(cli, models, tmp_path):

@@ -15,7 +15,7 @@ from alignbeam.eval.methods.protocol import Answers, Method, Models
 from alignbeam.eval.run.records import StepRecord
 from alignbeam.judge.fill import request_text
 from alignbeam.judge.labels import Labels, find_labels
-from alignbeam.judge.reader import Row, read_labels
+from alignbeam.judge.reader import LabelRow, read_labels
 from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 
@@ -155,7 +155,7 @@ class SelfEvaluation:
             for options in ((_HARMLESS, _HARMFUL), (_HARMFUL, _HARMLESS)):
                 messages = _question(request_text(conversation), reply, options)
                 ids = [*self._role.render(messages), *self._labels.suffix]
-                rows.append(Row(ids, self._labels.ids))
+                rows.append(LabelRow(ids, self._labels.ids))
         read = read_labels(self._role, rows)
         return [
             (_share(read[i][0], read[i][1]) + _share(read[i + 1][1], read[i + 1][0])) / 2
