@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignbeam.data_file import Row, read_rows
-from alignbeam.errors import ConfigError, PromptError
+from alignbeam.errors import PromptError
+from alignbeam.eval.datasets import dataset
 
 #: The sample that ships with the package.
 SAMPLE = Path(__file__).with_name("prompts.json")
-
-#: Every fifth row of AdvBench is never trained on; only these are asked.
-ADVBENCH_HELD_OUT_STEP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +70,24 @@ def whole_sets(data: Path) -> PromptSet:
     PromptError
         A file is missing; names it.
     """
-    advbench = _rows(data / "advbench" / "harmful_behaviors.csv")
-    harmbench = _rows(data / "harmbench" / "harmbench_behaviors_text_standard_test.csv")
-    jailbreak = _rows(data / "jailbreakbench" / "harmful_goals.csv")
-    xstest = _rows(data / "xstest" / "xstest_prompts.csv")
-    jailbreak_benign = _rows(data / "jailbreakbench" / "benign-behaviors.csv")
     problems = [asked for asked in sample().benign if asked.answer is not None]
+    harmful = ("harmbench-test", "jailbreakbench-harmful", "advbench-heldout")
+    benign = ("xstest-safe", "jailbreakbench-benign")
     return PromptSet(
-        harmful=(
-            *(DemoRequest("harmbench", r["BehaviorID"], r["Behavior"]) for r in harmbench),
-            *(DemoRequest("jailbreakbench", r["index"], r["goal"]) for r in jailbreak),
-            *(
-                DemoRequest("advbench", str(i), advbench[i]["goal"])
-                for i in range(0, len(advbench), ADVBENCH_HELD_OUT_STEP)
-            ),
-        ),
-        benign=(
-            *(DemoRequest("xstest", r["id"], r["prompt"]) for r in xstest if r["label"] == "safe"),
-            *(DemoRequest("jailbreakbench", r["index"], r["goal"]) for r in jailbreak_benign),
-            *problems,
-        ),
+        harmful=tuple(asked for name in harmful for asked in _published(data, name)),
+        benign=(*(asked for name in benign for asked in _published(data, name)), *problems),
     )
+
+
+def _published(data: Path, name: str) -> list[DemoRequest]:
+    declared = dataset(name)
+    path = data / declared.file
+    if not path.is_file():
+        raise PromptError(
+            f"there is no {path}; set ALIGNBEAM_DATA to the folder of the evaluation data"
+        )
+    source = name.partition("-")[0]
+    return [DemoRequest(source, found.sample_id, found.prompt) for found in declared.samples(path)]
 
 
 def _read_sample() -> dict[str, Any]:
@@ -106,12 +100,3 @@ def _sample(raw: dict[str, Any]) -> PromptSet:
         harmful=tuple(DemoRequest(**entry) for entry in raw["harmful"]),
         benign=tuple(DemoRequest(**entry) for entry in raw["benign"]),
     )
-
-
-def _rows(path: Path) -> list[Row]:
-    try:
-        return read_rows(path)
-    except ConfigError as error:
-        raise PromptError(
-            f"{error}; set ALIGNBEAM_DATA to the folder of the evaluation data"
-        ) from error

@@ -78,7 +78,7 @@ def test_whole_sets_have_their_published_sizes(data_dir):
 
 
 def test_whole_sets_name_the_missing_file(tmp_path):
-    with pytest.raises(PromptError, match="harmful_behaviors"):
+    with pytest.raises(PromptError, match="harmbench_behaviors"):
         whole_sets(tmp_path)
 
 
