@@ -12,7 +12,7 @@ from alignbeam.judge.labels import Labels, find_labels
 from alignbeam.judge.model_judge import ModelJudge
 from alignbeam.judge.prompts import ChatPrompt, GuardPrompt, RawPrompt
 from alignbeam.judge.protocol import Conversation, JudgeRole
-from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow
+from alignbeam.judge.reader import LabelRow
 from alignbeam.judge.verdicts import LEVELS, level_verdict, worst
 from alignbeam.result import Verdict
 
@@ -32,7 +32,7 @@ class GuardJudge(ModelJudge):
         The guard's model and tokenizer.
     guard : GuardFormat
         One of ``GUARDS``, or your own.
-    label_mass_floor, max_batch_tokens
+    label_mass_floor
         See ``ModelJudge``.
 
     Raises
@@ -46,18 +46,12 @@ class GuardJudge(ModelJudge):
     """
 
     def __init__(
-        self,
-        role: JudgeRole,
-        guard: GuardFormat,
-        *,
-        label_mass_floor: float = 0.5,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        self, role: JudgeRole, guard: GuardFormat, *, label_mass_floor: float = 0.5
     ) -> None:
         super().__init__(
             role,
             guard.name,
             label_mass_floor=label_mass_floor,
-            max_batch_tokens=max_batch_tokens,
             candidate_tokens=guard.candidate_tokens,
         )
         self.guard = guard

@@ -24,10 +24,13 @@ class ModelJudge(ABC):
         Stands in every verdict.
     label_mass_floor : float
         Below this label mass a verdict is an error, 0..1.
-    max_batch_tokens : int
-        Bound of rows x longest row of one forward; does not change verdicts.
     candidate_tokens : int or None
         Longest piece of a candidate to show at once, besides what the window holds.
+
+    Attributes
+    ----------
+    max_batch_tokens : int
+        Bound of rows x longest row of one forward; does not change verdicts.
 
     Raises
     ------
@@ -41,17 +44,14 @@ class ModelJudge(ABC):
         name: str,
         *,
         label_mass_floor: float = 0.5,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
         candidate_tokens: int | None = None,
     ) -> None:
         if not 0 <= label_mass_floor <= 1:
             raise ConfigError(f"label_mass_floor must be in 0..1, got {label_mass_floor}")
-        if max_batch_tokens < 1:
-            raise ConfigError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
         self.role = role
         self.name = name
         self.label_mass_floor = label_mass_floor
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = MAX_BATCH_TOKENS
         self.candidate_tokens = candidate_tokens
 
     def score(

@@ -13,7 +13,7 @@ from alignbeam.judge.fill import request_text
 from alignbeam.judge.labels import Labels, find_labels
 from alignbeam.judge.model_judge import ModelJudge
 from alignbeam.judge.protocol import Conversation, JudgeRole
-from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow
+from alignbeam.judge.reader import LabelRow
 from alignbeam.judge.rubric import DEFAULT_RUBRIC, Rubric
 from alignbeam.judge.verdicts import level_verdict
 from alignbeam.result import Verdict
@@ -41,7 +41,7 @@ class RubricJudge(ModelJudge):
         A model with a chat template.
     rubric : Rubric
         The question.
-    label_mass_floor, max_batch_tokens
+    label_mass_floor
         See ``ModelJudge``.
     key : bytes or None
         Of the nonces; None draws one. A fixed key makes runs repeatable, and must then be as
@@ -65,14 +65,12 @@ class RubricJudge(ModelJudge):
         rubric: Rubric = DEFAULT_RUBRIC,
         *,
         label_mass_floor: float = 0.5,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
         key: bytes | None = None,
     ) -> None:
         super().__init__(
             role,
             f"rubric:{rubric.name}",
             label_mass_floor=label_mass_floor,
-            max_batch_tokens=max_batch_tokens,
             candidate_tokens=rubric.candidate_tokens,
         )
         self._key = secrets.token_bytes(32) if key is None else key

@@ -79,9 +79,8 @@ def test_score_of_a_certain_digit_is_that_digit():
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 600, 100_000])
 def test_scores_of_a_batch_are_those_of_each_alone(max_batch_tokens):
-    judge = RubricJudge(
-        random_role(), SHORT, label_mass_floor=0.0, max_batch_tokens=max_batch_tokens
-    )
+    judge = RubricJudge(random_role(), SHORT, label_mass_floor=0.0)
+    judge.max_batch_tokens = max_batch_tokens
     batch = judge.score([ASK] * len(CANDIDATES), CANDIDATES)
     for candidate, verdict in zip(CANDIDATES, batch, strict=True):
         (alone,) = judge.score([ASK], [candidate])
@@ -104,7 +103,8 @@ def test_scores_follow_a_permutation_of_the_batch():
 
 def test_batches_stay_below_their_bound():
     role = scripted([0.2] * 5)
-    judge = RubricJudge(role, SHORT, max_batch_tokens=700)
+    judge = RubricJudge(role, SHORT)
+    judge.max_batch_tokens = 700
     judge.score([ASK] * 12, ["word " * n for n in range(12)])
     assert sum(rows for rows, _ in role.batches) == 12
     assert all(rows * width <= 700 for rows, width in role.batches)
