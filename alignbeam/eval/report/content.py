@@ -19,6 +19,7 @@ from alignbeam.eval.run.summary import (
 )
 from alignbeam.eval.scorers import HARM_THRESHOLD
 from alignbeam.eval.stats import Rate
+from alignbeam.result import plain
 
 #: Harm scores run from 1 to 5; the threshold of 2.5 falls between two bins.
 _BINS: Final = 16
@@ -107,18 +108,15 @@ def run_content(run: Snapshot) -> dict[str, Any]:
         "methods": manifest["methods"],
         "scorers": manifest["scorers"],
         "columns": [
-            _fields(c) | {"cells": {m: _cell(f) for m, f in c.cells.items()}} for c in columns
+            fields(c, "ident", "head", "better", "scorer")
+            | {"cells": {m: _cell(f) for m, f in c.cells.items()}}
+            for c in columns
         ],
         "plane": {m: [_rate(x), _rate(y)] for m, (x, y) in points.items()},
         "pareto": pareto(points),
         "times": times,
         "agreements": [
-            {
-                "first": a.first,
-                "second": a.second,
-                "agreed": _rate(a.agreed),
-                "kappa": a.kappa if math.isfinite(a.kappa) else None,
-            }
+            fields(a, "first", "second") | {"agreed": _rate(a.agreed), "kappa": plain(a.kappa)}
             for a in agreements(run)
         ],
         "sweep": manifest["sweep"] or [],
@@ -129,8 +127,9 @@ def run_content(run: Snapshot) -> dict[str, Any]:
     }
 
 
-def _fields(record: Any) -> dict[str, Any]:
-    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+def fields(record: object, *names: str) -> dict[str, Any]:
+    """Return some fields of a record by name."""
+    return {name: getattr(record, name) for name in names}
 
 
 def _rate(rate: Rate) -> list[float | int]:

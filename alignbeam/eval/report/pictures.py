@@ -145,12 +145,7 @@ def _draw_axis(
     places = values if numeric else list(range(len(values)))
     rates = [column.cells[p["method"]].rate for p in there]
     shares, lows, highs = (
-        (
-            [100 * number for number in numbers]
-            for numbers in zip(*((r.value, r.low, r.high) for r in rates), strict=True)
-        )
-        if rates
-        else ([], [], [])
+        [100 * getattr(rate, end) for rate in rates] for end in ("value", "low", "high")
     )
     if numeric:
         axes.plot(places, shares, color=colour, marker=marker, markersize=4, linewidth=1.5)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from alignbeam.eval.report.content import fields
 from alignbeam.eval.report.snapshot import Snapshot
 from alignbeam.eval.run.summary import agreements, figures, latencies
 
@@ -33,7 +34,7 @@ def write_tables(runs: Sequence[Snapshot], folder: Path) -> list[Path]:
 def _figure_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
     for run in runs:
         for f in figures(run):
-            row = {"run": run.ident, **_named(f, _FIGURES[1:6]), **_named(f.rate, _FIGURES[6:11])}
+            row = {"run": run.ident, **fields(f, *_FIGURES[1:6]), **fields(f.rate, *_FIGURES[6:11])}
             if f.against is not None:
                 row |= {
                     "only_target": f.against.only_first,
@@ -49,7 +50,7 @@ def _figure_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
 def _time_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
     for run in runs:
         for t in latencies(run):
-            yield {"run": run.ident, **_named(t, _TIMES[1:])}
+            yield {"run": run.ident, **fields(t, *_TIMES[1:])}
 
 
 def _agreement_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
@@ -57,15 +58,11 @@ def _agreement_rows(runs: Sequence[Snapshot]) -> Iterable[dict[str, Any]]:
         for a in agreements(run):
             yield {
                 "run": run.ident,
-                **_named(a, ("first", "second", "n")),
+                **fields(a, "first", "second", "n"),
                 "agreed": a.agreed.successes,
-                **_named(a.agreed, ("value", "low", "high")),
+                **fields(a.agreed, "value", "low", "high"),
                 "kappa": a.kappa if math.isfinite(a.kappa) else "",
             }
-
-
-def _named(record: object, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in names}
 
 
 def _write(path: Path, head: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -294,8 +294,7 @@ def _candidate(values: Mapping[str, Any]) -> CandidateRecord:
 
 
 def _step(values: Mapping[str, Any]) -> StepRecord:
-    wishes = {who: tuple((str(t), float(p)) for t, p in values[who]) for who in _WISHERS}
+    wishes = {
+        who: tuple((str(t), float(p)) for t, p in values[who]) for who in ("target", "anchor")
+    }
     return StepRecord(**{**values, **wishes})
-
-
-_WISHERS: Final = ("target", "anchor")

@@ -27,6 +27,7 @@ from alignbeam.eval.run.records import (
 )
 from alignbeam.eval.scorers import Scorer
 from alignbeam.eval.suite import Suite
+from alignbeam.result import plain
 
 #: Parts of the environment that may change while a run is interrupted.
 _PASSING: Final = ("commit", "memory_gib", "platform")
@@ -322,15 +323,7 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
         names = sorted({*old, *new})
         rows = [_differences(old.get(n), new.get(n), f"{place}.{n}".lstrip(".")) for n in names]
         return [found for row in rows for found in row]
-    plain_old, plain_new = _plain(old), _plain(new)
-    return [] if plain_old == plain_new else [place]
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+    return [] if plain(old) == plain(new) else [place]
 
 
 def _suite_record(suite: Suite) -> dict[str, Any]:
