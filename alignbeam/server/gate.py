@@ -7,7 +7,6 @@ it. Everything is denied but ``/health`` and ``/ready``.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 import secrets
@@ -15,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse
 
 from alignbeam.config import ServerConfig
 from alignbeam.server.keys import Keys
@@ -79,7 +80,8 @@ class Gate:
             await self._app(scope, _bounded(receive, self._config.max_body_bytes), watched)
         except Problem as problem:
             if status == 0:
-                await _reply(watched, problem)
+                reply = JSONResponse(problem.body, problem.status, dict(problem.headers))
+                await reply(scope, receive, watched)
         finally:
             _log.info(
                 "request",
@@ -176,19 +178,3 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         return message
 
     return counted
-
-
-async def _reply(send: Send, problem: Problem) -> None:
-    body = json.dumps(problem.body).encode()
-    await send(
-        {
-            "type": "http.response.start",
-            "status": problem.status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *((k.encode(), v.encode()) for k, v in problem.headers.items()),
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
@@ -99,15 +99,12 @@ class Service:
                 settings = self._alone(overrides) if self.config.shadow else overrides
                 ticket = await self._submit(messages, settings, client, release, on_text)
                 tickets.append(ticket)
-        except AlignBeamError as error:
+        except (AlignBeamError, asyncio.CancelledError) as error:
             for ticket in tickets:
                 ticket.cancel()
-            self._note_refusal(error)
-            raise problem_of(error, self.config.retry_after_s) from error
-        except asyncio.CancelledError:
-            for ticket in tickets:
-                ticket.cancel()
-            raise
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise self.problem(error) from error
         for index, ticket in enumerate(tickets):
             future = asyncio.wrap_future(ticket.future)
             future.add_done_callback(
@@ -152,9 +149,7 @@ class Service:
             _log.warning("shadow: %s", type(error).__name__)
             return
         blocked = answer.result.finish_reason == "content_filter"
-        verdict: Literal["would_block", "would_answer"] = (
-            "would_block" if blocked else "would_answer"
-        )
+        verdict = "would_block" if blocked else "would_answer"
         self.metrics.shadow.labels(verdict).inc()
         _log.info("shadow", extra={"verdict": verdict, "reason": answer.result.reason})
         try:
@@ -179,8 +174,7 @@ class Service:
             tickets.append(await self._submit(messages, overrides, client, "full"))
             bare, full = [await asyncio.wrap_future(t.future) for t in tickets]
         except AlignBeamError as error:
-            self._note_refusal(error)
-            raise problem_of(error, self.config.retry_after_s) from error
+            raise self.problem(error) from error
         finally:
             for ticket in tickets:
                 ticket.cancel()
@@ -255,10 +249,6 @@ class Service:
 
     def problem(self, error: BaseException) -> Problem:
         """Turn the failure of a job into a reply, and count it."""
-        self._note_refusal(error)
-        return problem_of(error, self.config.retry_after_s)
-
-    def _note_refusal(self, error: BaseException) -> None:
         problem = problem_of(error, self.config.retry_after_s)
         if isinstance(error, Cancelled):
             self.metrics.cancelled.inc()
@@ -268,6 +258,7 @@ class Service:
             quotes = isinstance(error, JudgeUnavailable) and not self.config.log_prompts
             detail = {} if quotes else {"detail": str(error)[:500]}
             _log.warning("no answer: %s", problem.code, extra=detail)
+        return problem
 
     @property
     def degraded(self) -> list[str]:
