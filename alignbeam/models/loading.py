@@ -17,12 +17,6 @@ from alignbeam.errors import ModelLoadError, TokenizerError
 #: Where configurations say how many positions a model has; the first that is there counts.
 _WINDOW_KEYS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
-_DTYPES: Final = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
 
 def load_tokenizer(path: str, *, name: str = "model", revision: str | None = None) -> Any:
     """Load a fast tokenizer from a folder or hub id; never runs its code.
@@ -63,7 +57,8 @@ def load_weights(name: str, config: RoleConfig) -> Any:
     if device is None and config.device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     on_cpu = device is not None and torch.device(device).type == "cpu"
-    dtype: Any = _DTYPES.get(config.dtype, torch.float32 if on_cpu else "auto")
+    named = "float32" if config.dtype == "auto" and on_cpu else config.dtype
+    dtype: Any = "auto" if named == "auto" else getattr(torch, named)
     keywords: dict[str, Any] = {"dtype": dtype, "revision": config.revision}
     if config.device_map is not None:
         keywords["device_map"] = config.device_map

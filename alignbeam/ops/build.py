@@ -250,26 +250,27 @@ def _tools() -> list[str]:
 
 
 def _compiler() -> str:
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    raise _BuildRefused(
-        f"no C++ compiler was found ({wanted or 'c++, g++ or clang++'}); install one, such as g++"
-    )
+    named = os.environ.get("CXX") or "c++, g++ or clang++"
+    missing = f"no C++ compiler was found ({named}); install one, such as g++"
+    return _program("CXX", ["c++", "g++", "clang++"], missing)
 
 
 def _nvcc() -> str:
-    wanted = os.environ.get("CUDACXX")
-    for name in [wanted] if wanted else ["nvcc", "/usr/local/cuda/bin/nvcc"]:
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    raise _BuildRefused(
+    missing = (
         "the installed extension has no kernel for this GPU and nvcc was not found to build one; "
         "install the CUDA toolkit, or set CUDACXX"
     )
+    return _program("CUDACXX", ["nvcc", "/usr/local/cuda/bin/nvcc"], missing)
+
+
+def _program(variable: str, names: list[str], missing: str) -> str:
+    """Return the path of the program that ``variable`` names, else of the first there is."""
+    wanted = os.environ.get(variable)
+    for name in [wanted] if wanted else names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise _BuildRefused(missing)
 
 
 def _version_of(program: str) -> str:
