@@ -87,7 +87,8 @@ def _published(data: Path, name: str) -> list[DemoRequest]:
             f"there is no {path}; set ALIGNBEAM_DATA to the folder of the evaluation data"
         )
     source = name.partition("-")[0]
-    return [DemoRequest(source, found.sample_id, found.prompt) for found in declared.samples(path)]
+    samples = declared.samples(path)
+    return [DemoRequest(source, found.sample_id, str(found.prompt)) for found in samples]
 
 
 def _read_sample() -> dict[str, Any]:
