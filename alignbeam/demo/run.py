@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from alignbeam.demo.prompts import DemoRequest, PromptSet
+from alignbeam.eval.final_answer import final_number
 from alignbeam.eval.refusal import is_refusal
 from alignbeam.eval.stats import Rate, rate
 
@@ -123,15 +124,7 @@ def _count(
         system=system,
         harmful_refused=rate(is_refusal(reply("harmful", a)) for a in prompts.harmful),
         benign_refused=rate(is_refusal(reply("benign", a)) for a in prompts.benign),
-        solved=rate(ends_in(reply("benign", a), a.answer or "") for a in problems),
+        solved=rate(final_number(reply("benign", a)) == a.answer for a in problems),
         fixed_refusals=fixed,
         replies=replies,
     )
-
-
-def ends_in(text: str, answer: str) -> bool:
-    """Whether the last number in ``text`` is ``answer``."""
-    words = "".join(c if c.isdigit() or c in ".-" else " " for c in text).split()
-    numbers = [word.strip(".-") for word in words]
-    numbers = [number for number in numbers if number]
-    return bool(numbers) and numbers[-1] == answer

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Final, Literal
 
+from alignbeam.eval.final_answer import final_number, option_letter
 from alignbeam.eval.refusal import (
     PUBLISHED_REFUSAL_STRINGS,
     classify_reply,
@@ -170,44 +169,3 @@ class AnswerMatch(Scorer):
             cls: Literal["correct", "wrong"] = "correct" if right else "wrong"
             found.append(Score(g.key, self.name, self.kind, cls, right, given or ""))
         return found
-
-
-_ANSWER_MARK = re.compile(r"####|answer is", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_LETTERS: Final = (
-    re.compile(r"answer(?: is|:)\s*\(?([A-E])\b", re.IGNORECASE),
-    re.compile(r"^\s*\(?([A-E])(?:[).:]|\s*$)", re.MULTILINE),
-    re.compile(r"\(([A-E])\)"),
-    re.compile(r"\b([B-E])\b"),  # a lone A is mostly an article
-)
-
-
-def final_number(text: str) -> str | None:
-    """Return the number after ``####`` or ``answer is``, else the last one; None without any.
-
-    Thousands separators go, and ``18.00`` is ``18``.
-    """
-    marks = list(_ANSWER_MARK.finditer(text))
-    after = _NUMBER.search(text, marks[-1].end()) if marks else None
-    if after is None:
-        numbers = _NUMBER.findall(text)
-        if not numbers:
-            return None
-        raw = numbers[-1]
-    else:
-        raw = after.group()
-    try:
-        value = Decimal(raw.replace(",", ""))
-    except InvalidOperation:
-        return None
-    plain = format(value.normalize(), "f")
-    return "0" if plain == "-0" else plain
-
-
-def option_letter(text: str) -> str | None:
-    """Return the option that an answer names, as a capital letter; None where none is found."""
-    for pattern in _LETTERS:
-        found = pattern.search(text)
-        if found:
-            return found.group(1).upper()
-    return None

@@ -11,8 +11,9 @@ from cli_runner import Runner
 
 from alignbeam.demo import prompts as prompts_module
 from alignbeam.demo.prompts import PromptSet, sample, shown_pair, whole_sets
-from alignbeam.demo.run import MAX_NEW_TOKENS, SYSTEMS, answer_pair, ends_in, tally_systems
+from alignbeam.demo.run import MAX_NEW_TOKENS, SYSTEMS, answer_pair, tally_systems
 from alignbeam.errors import PromptError
+from alignbeam.eval.final_answer import final_number
 from alignbeam.eval.refusal import is_refusal
 
 _COLUMNS = {
@@ -82,22 +83,6 @@ def test_whole_sets_name_the_missing_file(tmp_path):
         whole_sets(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "answer", "right"),
-    [
-        ("The answer is 12.", "12", True),
-        ("3 + 4 = 7. The answer is 7", "7", True),
-        ("The answer is 17.", "7", False),
-        ("7 and then 8", "7", False),
-        ("The answer is -7.", "7", True),
-        ("no number - at all...", "7", False),
-        ("", "7", False),
-    ],
-)
-def test_ends_in_looks_at_the_last_number_only(text, answer, right):
-    assert ends_in(text, answer) is right
-
-
 def test_tally_counts_what_a_plain_loop_counts(trio, few):
     counted: list[int] = []
     tallies = {t.system: t for t in tally_systems(trio, few, counted.append)}
@@ -120,7 +105,7 @@ def test_shown_pair_is_steered_where_harmful_and_kept_where_benign(trio):
     assert is_refusal(harmful.result.text)
     assert not is_refusal(benign.alone)
     assert not is_refusal(benign.result.text)
-    assert ends_in(benign.result.text, benign.asked.answer or "")
+    assert final_number(benign.result.text) == benign.asked.answer
 
 
 def test_demo_command_shows_both_requests_and_all_rates(monkeypatch, capsys, tmp_path, few, trio):

@@ -14,8 +14,6 @@ from alignbeam.eval.scorers import (
     JudgeScorer,
     StrictRefusal,
     StringMatch,
-    final_number,
-    option_letter,
 )
 from alignbeam.eval.stats import bootstrap_mean, kappa, mcnemar, paired
 from alignbeam.judge import CallableJudge, FailClosed
@@ -87,42 +85,6 @@ def test_judge_scorer_reads_each_answer_with_its_own_request():
     assert [s.cls for s in scores] == ["error", "safe", "safe"]
     assert [text for _, text in seen] == ["x", "y"]
     assert seen[1][0] == "other"
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("The answer is 42.", "42"),
-        ("3 + 4 = 7", "7"),
-        ("#### 1,234", "1234"),
-        ("The answer is $18.00 for 3 people.", "18"),
-        ("The answer is 5. No, the answer is 6, as 7 - 1.", "6"),
-        ("-0.50 degrees", "-0.5"),
-        ("none", None),
-        ("The answer is yes; 12 apples.", "12"),
-        ("0", "0"),
-        ("-0", "0"),
-    ],
-)
-def test_final_number_reads_the_last_word(text, number):
-    assert final_number(text) == number
-
-
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("B", "B"),
-        ("(c) because", None),
-        ("C. The heart", "C"),
-        ("The answer is (D).", "D"),
-        ("answer: b", "B"),
-        ("A patient has B in mind", "B"),
-        ("I would say (A), not (B).", "A"),
-        ("nothing", None),
-    ],
-)
-def test_option_letter_reads_the_option(text, letter):
-    assert option_letter(text) == letter
 
 
 def test_answer_match_scores_only_sets_with_answers():
