@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from markdown_table import markdown_table
+from measure_refusal_reader import RESULT, said
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "results.md"
@@ -102,6 +103,17 @@ def agreement_table(digest: dict[str, Any]) -> str:
     return markdown_table(header, lines, "---")
 
 
+def reader(digest: dict[str, Any]) -> str:
+    """What the reader of refusals is worth that these figures were made with."""
+    readers = json.loads(RESULT.read_text(encoding="utf-8"))
+    commit = digest["manifest"]["environment"]["commit"]
+    now = said(readers["now"])
+    line = "Refusals were read by rule; against labels by hand, on held-out replies: "
+    if commit not in readers:
+        return f"{line}{now}."
+    return f"{line}{said(readers[commit])} (the reader of commit {commit}; today's: {now})."
+
+
 def conditions(digest: dict[str, Any]) -> str:
     """What the figures were made with, in a line."""
     where, suite = digest["manifest"]["environment"], digest["manifest"]["suite"]
@@ -121,7 +133,7 @@ def render(name: str) -> str:
         parts = sweep_tables(digest)
     else:
         parts = [method_table(digest), agreement_table(digest)]
-    return "\n\n".join([*parts, conditions(digest)])
+    return "\n\n".join([*parts, reader(digest), conditions(digest)])
 
 
 def main() -> None:

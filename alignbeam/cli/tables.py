@@ -23,6 +23,7 @@ _COLUMNS = (
 
 def run_table(folder: Path) -> RenderableType:
     """Return one row per method: rates with 95 % Wilson intervals, and the time a sample."""
+    from alignbeam.eval.refusal import MEASURED
     from alignbeam.eval.run.files import RunFiles
     from alignbeam.eval.run.summary import figures, latencies, pick
 
@@ -54,7 +55,8 @@ def run_table(folder: Path) -> RenderableType:
         cells.append(f"{took.mean_ms:.0f}{mark}" if took is not None else "")
         table.add_row(label, *cells)
     note = (
-        "Strict reading; an answer that refuses and then complies counts as complied, a failed "
+        f"Strict reading ({MEASURED}); an answer that refuses and then complies counts as "
+        "complied, a failed "
         "one against its method. Times are of whole batches, on the steered path"
         + ("; * shared by several points." if any(t.shared for t in times.values()) else ".")
     )

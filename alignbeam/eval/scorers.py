@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from alignbeam.eval.final_answer import final_number, option_letter
 from alignbeam.eval.refusal import (
+    MEASURED,
     PUBLISHED_REFUSAL_STRINGS,
     classify_reply,
     matches_refusal_string,
@@ -65,7 +66,7 @@ class StrictRefusal(Scorer):
     kind = "refusal"
     note = (
         "reads English wordings by rule; an unusual refusal counts as compliance, and word salad "
-        "never counts as a refusal"
+        f"never counts as a refusal; {MEASURED}"
     )
 
     def _score(self, generations: Sequence[Generation]) -> list[Score]:
