@@ -236,7 +236,7 @@ class AlignBeam:
             return finished
         with clock.part("judge"):
             verdicts = iter(
-                self.judge.score([r.messages for r, _ in flat], [c.text for _, c in flat])
+                self.judge.score([r.messages for r, _ in flat], [c.judged_text for _, c in flat])
             )
         return {
             request: [dataclasses.replace(c, verdict=next(verdicts)) for c in candidates]

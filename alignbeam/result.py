@@ -165,6 +165,12 @@ class Candidate:
         Why it ended.
     verdict : Verdict or None
         None where no judge was asked.
+    beyond : str
+        What was decoded after ``text``: the stop string, and what its last token brought besides.
+        It is judged, or a stop string would say whether it stands in text that is withheld; it is
+        never shown.
+    beyond_tokens : int
+        How many of the tokens, the last ones, hold some of it.
     """
 
     text: str
@@ -172,6 +178,13 @@ class Candidate:
     logprob: float
     finish_reason: FinishReason
     verdict: Verdict | None = None
+    beyond: str = ""
+    beyond_tokens: int = 0
+
+    @property
+    def judged_text(self) -> str:
+        """All that was decoded: what the verdict is about."""
+        return self.text + self.beyond
 
     @property
     def score(self) -> float:
@@ -288,7 +301,10 @@ class Result:
         That is which candidate it is and why, the candidates as ``Candidate.public`` tells them,
         the mixed steps of the answer itself, and where the time went.
         """
-        answer = () if self.chosen is None else self.candidates[self.chosen].token_ids
+        answer: tuple[int, ...] = ()
+        if self.chosen is not None:
+            chosen = self.candidates[self.chosen]
+            answer = chosen.token_ids[: len(chosen.token_ids) - chosen.beyond_tokens]
         steps = [
             {"text": step.text, "source": step.source, "anchor_share": step.anchor_share}
             for step in self.trace

@@ -13,6 +13,7 @@ from alignbeam.errors import ConfigError
 from alignbeam.models.conversation import Message, Prompt, as_messages
 from alignbeam.models.role import Role
 from alignbeam.result import Candidate, FinishReason, StepTrace
+from alignbeam.vocab.retokenize import split_utf8
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +87,7 @@ class Beam:
     raw : bytes
         Bytes of these tokens, the target's opening included.
     text_bytes : bytes
-        ``raw`` without the opening; cut before the stop string, when one ended the beam.
+        ``raw`` without the opening; where a stop string ended the beam, with it.
     logprob : float
         Sum over the mixed steps, nats.
     """
@@ -99,6 +100,7 @@ class Beam:
     raw: bytes = b""
     logprob: float = 0.0
     finish_reason: FinishReason | None = None
+    _ends: list[int] = field(default_factory=list)
     _stop_at: int | None = None
 
     @classmethod
@@ -119,17 +121,18 @@ class Beam:
     @property
     def text_bytes(self) -> bytes:
         """The answer's bytes so far."""
-        whole = self.raw.removeprefix(self.opening)
-        return whole if self._stop_at is None else whole[: self._stop_at]
+        return self.raw.removeprefix(self.opening)
 
     def append(self, token_id: int, data: bytes, *, ends: bool) -> None:
         """Take one token; finish the beam where the token, a stop string or the length ends it."""
         self.token_ids.append(token_id)
+        before = len(self.text_bytes)
+        if not ends:
+            self.raw += data
+        self._ends.append(len(self.text_bytes))
         if ends:
             self.finish_reason = "stop"
             return
-        before = len(self.text_bytes)
-        self.raw += data
         if self._find_stop(before):
             self.finish_reason = "stop_string"
         elif len(self.token_ids) >= self.request.max_new_tokens:
@@ -150,10 +153,21 @@ class Beam:
         return True
 
     def candidate(self) -> Candidate:
-        """Return the finished beam as a record, not yet judged."""
+        """Return the beam as a record, not yet judged.
+
+        Of a beam that still grows, an unfinished character and what may yet become a stop string
+        are not to be shown.
+        """
+        whole = self.text_bytes
+        shown = whole[: self._stop_at]
+        if self.live:
+            longest = max((len(s.encode()) for s in self.request.config.stop), default=1)
+            shown = split_utf8(whole[: max(0, len(whole) - longest + 1)])[0]
         return Candidate(
-            text=self.text_bytes.decode("utf-8", errors="replace"),
+            text=shown.decode("utf-8", errors="replace"),
             token_ids=tuple(self.token_ids),
             logprob=self.logprob,
             finish_reason=self.finish_reason or "length",
+            beyond=whole[len(shown) :].decode("utf-8", errors="replace"),
+            beyond_tokens=sum(end > len(shown) for end in self._ends),
         )

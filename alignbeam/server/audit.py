@@ -128,14 +128,14 @@ def candidates_of(result: Result, *, text: bool) -> list[dict[str, Any]]:
     for candidate in result.candidates:
         told = candidate.full(digits=6)
         entry: dict[str, Any] = {
-            "sha256": text_hash(candidate.text),
+            "sha256": text_hash(candidate.judged_text),
             "tokens": len(candidate.token_ids),
             "logprob": told["logprob"],
             "score": told["verdict"] and told["verdict"]["score"],
             "failure": candidate.failure,
         }
         if text:  # a judge's own words may quote what it judged
-            entry["text"] = candidate.text
+            entry["text"] = candidate.judged_text
             entry["error"] = told["verdict"] and told["verdict"]["error"]
         kept.append(entry)
     return kept

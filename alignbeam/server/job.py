@@ -12,7 +12,6 @@ from typing import Literal
 
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.result import Candidate, Result, Timings, Verdict
-from alignbeam.vocab.retokenize import split_utf8
 
 #: When text may leave. ``full``: after the finished candidates were judged. ``chunked``: the judged
 #: beginning first, then each further piece once it was judged with all that precedes it.
@@ -58,8 +57,8 @@ class Job:
         No beam of it grows any longer.
     chosen : int or None
         The beam whose beginning was released (``chunked``).
-    texts : dict of int to str
-        What of each beam the judge was last asked about, by the beam's index.
+    drafts : dict of int to Candidate
+        Each beam, by its index, as the judge was last asked about it.
     verdicts : dict of int to Verdict
         The last verdict on each beam.
     next_check : int
@@ -82,7 +81,7 @@ class Job:
     judging: bool = False
     decoded: bool = False
     chosen: int | None = None
-    texts: dict[int, str] = field(default_factory=dict)
+    drafts: dict[int, Candidate] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     released: str = ""
     next_check: int = 0
@@ -114,23 +113,20 @@ class Job:
         beams = self._eligible()
         return bool(beams) and all(len(b.token_ids) >= self.next_check or not b.live for b in beams)
 
-    def to_judge(self, *, whole: bool) -> None:
-        """Lay out what the judge is to read: finished texts, or what could leave by now."""
+    def to_judge(self) -> None:
+        """Lay out what the judge is to read: the beams as they are now."""
         self.judging = True
         for beam in self._eligible():
-            self.texts[beam.index] = beam.candidate().text if whole else _so_far(beam)
+            self.drafts[beam.index] = beam.candidate()
 
     def asked(self) -> list[tuple[int, str]]:
         """Return the beams that the judge is to score now, and their texts."""
-        return [(b.index, self.texts[b.index]) for b in self._eligible()]
+        return [(b.index, self.drafts[b.index].judged_text) for b in self._eligible()]
 
     def candidates(self) -> list[Candidate]:
         """Return all beams, in beam order, each as it was last judged."""
-        made = [(b.index, b.candidate()) for b in self.request.beams]
-        return [
-            dataclasses.replace(c, text=self.texts.get(i, c.text), verdict=self.verdicts.get(i))
-            for i, c in made
-        ]
+        made = [(b.index, self.drafts.get(b.index) or b.candidate()) for b in self.request.beams]
+        return [dataclasses.replace(c, verdict=self.verdicts.get(i)) for i, c in made]
 
     def keep_only(self, index: int | None) -> None:
         """Let the other beams end: the beginning of this one is released; None ends them all."""
@@ -144,15 +140,6 @@ class Job:
         """Return the beams that may still become the answer."""
         beams = self.request.beams
         return beams if self.chosen is None else [beams[self.chosen]]
-
-
-def _so_far(beam: Beam) -> str:
-    """Return what could leave of a growing beam: whole characters, no half of a stop string."""
-    settled = beam.text_bytes
-    if beam.live:
-        longest_stop = max((len(s.encode()) for s in beam.request.config.stop), default=1)
-        settled = settled[: max(0, len(settled) - (longest_stop - 1))]
-    return split_utf8(settled)[0].decode("utf-8", errors="replace")
 
 
 class Ticket:

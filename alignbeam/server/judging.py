@@ -56,7 +56,7 @@ class JudgeDesk:
 
     def put(self, job: Job, *, whole: bool) -> None:
         """Have the text of a job's beams judged: as finished, or as far as it could leave."""
-        job.to_judge(whole=whole)
+        job.to_judge()
         with self._wake:
             if whole:
                 self.finished.append(job)

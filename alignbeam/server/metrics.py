@@ -99,5 +99,5 @@ class Metrics:
 
 
 def _shares(result: Result) -> list[float]:
-    shares = [step.anchor_share for step in result.trace if step.beam == (result.chosen or 0)]
+    shares = [step.anchor_share for step in result.trace if step.beam == result.chosen]
     return [share for share in shares if not math.isnan(share)]

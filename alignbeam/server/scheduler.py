@@ -304,7 +304,7 @@ class Scheduler:
             return
         if job.chosen is None:
             job.keep_only(chosen)
-        text = job.texts[chosen]
+        text = candidates[chosen].text
         if text.startswith(job.released) and len(text) > len(job.released):
             job.on_text(text[len(job.released) :])
             job.released = text

@@ -340,7 +340,7 @@ def test_scheduler_chunked_releases_judged_pieces_that_make_the_answer(pair, run
     assert answer.released == "".join(pieces)
     assert answer.result.text.startswith(answer.released)
     for end in range(1, len(pieces) + 1):
-        assert "".join(pieces[:end]) in seen
+        assert any(text.startswith("".join(pieces[:end])) for text in seen)
 
 
 def test_scheduler_chunked_tells_the_steps_of_the_beam_that_was_released(pair, running):

@@ -99,7 +99,7 @@ class Rain(Method):
         beams = [_beam(target, s.request, [*s.kept, *tail]) for s, tail in flat]
         with clock.part("judge"):
             values = ask.values(
-                [s.request.messages for s, _ in flat], [b.candidate().text for b in beams]
+                [s.request.messages for s, _ in flat], [b.candidate().judged_text for b in beams]
             )
         for n, state in enumerate(states):
             mine = range(n * self.width, (n + 1) * self.width)
