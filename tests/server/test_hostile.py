@@ -16,8 +16,9 @@ from serving import KEY, chat, judge_of, serving
 from tiny_models import random_pair
 
 from alignbeam.config import JudgeConfig
-from alignbeam.errors import JudgeDied
+from alignbeam.errors import JudgeDied, PromptError
 from alignbeam.judge import FailClosed
+from alignbeam.models.conversation import as_messages
 from alignbeam.server.judge_process import JudgeProcess, _serve
 from alignbeam.server.keys import Keys
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
@@ -164,8 +165,7 @@ def test_keys_file_that_turns_bad_lets_nobody_in_until_it_is_mended(tmp_path):
 @pytest.mark.parametrize(
     ("model", "body"),
     [
-        (ChatRequest, {"messages": [{}] * 1000}),
-        (ChatRequest, {"messages": [{"role": "user", "content": [{"a": 1}] * 1000}]}),
+        (ChatRequest, {"messages": [1] * 1000}),
         (ChatRequest, {"messages": [{"role": "user", "content": "a"}], "stop": [1] * 1000}),
         (CompletionRequest, {"prompt": [1] * 1000}),
     ],
@@ -175,6 +175,16 @@ def test_long_lists_of_mistakes_are_not_all_collected(model, body):
     with pytest.raises(ValidationError) as caught:
         model.model_validate({"model": "alignbeam", **body})
     assert caught.value.error_count() <= 6
+
+
+@pytest.mark.parametrize(
+    "messages", [[{}] * 1000, [{"role": "user", "content": [{"a": 1}] * 1000}]]
+)
+def test_long_conversation_of_mistakes_is_refused_at_the_first(messages):
+    with pytest.raises(PromptError) as caught:
+        as_messages(messages)
+    assert caught.value.place.startswith("0.")
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("extreme", [5e-324, 1e-310, 1e-30])
