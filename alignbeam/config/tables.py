@@ -204,8 +204,9 @@ class ServerConfig(CheckedSettings):
     allow : tuple of str
         What a request's ``alignbeam`` object may set: any of ``alpha``, ``mix_steps``, ``beams``,
         ``policy``, ``explain``.
-    min_alpha, min_mix_steps : float, int
-        Floors for a request's own values, so that nobody switches the protection off.
+    min_alpha, min_mix_steps, min_beams : float, int, int; or None
+        Floors for a request's own values; None is what ``[beam]`` says, so that a request can only
+        strengthen the protection.
     max_beams, max_mix_steps, max_tokens, max_choices, max_stops : int
         Ceilings.
     max_messages, max_body_bytes, max_header_bytes : int
@@ -255,8 +256,9 @@ class ServerConfig(CheckedSettings):
         "beams",
         "explain",
     )
-    min_alpha: Share = 0.1
-    min_mix_steps: Whole = 1
+    min_alpha: Share | None = None
+    min_mix_steps: Whole | None = None
+    min_beams: BeamCount | None = None
     max_beams: BeamCount = MAX_BEAMS
     max_mix_steps: Whole = 64
     max_tokens: Count = 4096

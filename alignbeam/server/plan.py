@@ -46,10 +46,20 @@ class Planner:
     beam : BeamConfig
         The operator's settings of every answer.
     config : ServerConfig
+
+    Attributes
+    ----------
+    bounds : dict of str to pair of numbers
+        Between what a request may set a field of ``BeamConfig``, both included.
     """
 
     def __init__(self, target: Role, beam: BeamConfig, config: ServerConfig) -> None:
         self._beam, self._config, self._window = beam, config, target.window
+        self.bounds = {
+            "alpha": _bounds(config.min_alpha, beam.alpha, 1.0),
+            "mix_steps": _bounds(config.min_mix_steps, beam.mix_steps, config.max_mix_steps),
+            "beams": _bounds(config.min_beams, beam.beams, config.max_beams),
+        }
         longest = max(len(b) for b in target.vocabulary.token_bytes if b is not None)
         self._max_text_bytes = target.window * longest
 
@@ -142,28 +152,28 @@ class Planner:
 
     def _extension(self, extension: Extension) -> dict[str, Any]:
         """Return the settings of a request's own ``alignbeam`` object, as far as it is open."""
-        config = self._config
-        bounds: dict[str, tuple[float, float]] = {
-            "alpha": (config.min_alpha, 1),
-            "mix_steps": (config.min_mix_steps, config.max_mix_steps),
-            "beams": (1, config.max_beams),
-        }
         settings: dict[str, Any] = {}
         for name in extension.model_fields_set:
             value = getattr(extension, name)
             if value is None or value is False:
                 continue
             place = f"alignbeam.{name}"
-            if name not in config.allow:
+            if name not in self._config.allow:
                 raise Problem(400, "not_allowed", f"{place} is not open on this server.", place)
-            if name in bounds:
-                low, high = bounds[name]
+            if name in self.bounds:
+                low, high = self.bounds[name]
                 if not low <= value <= high:
                     raise Problem(
                         400, "invalid_value", f"{place} must be in {low:g}..{high:g}.", place
                     )
                 settings[name] = value
         return settings
+
+
+def _bounds(floor: float | None, own: float, ceiling: float) -> tuple[float, float]:
+    """Return what a request may set: the operator's ``own`` value lies within, or below."""
+    low = own if floor is None else floor
+    return low, max(low, ceiling)
 
 
 def _over(field: str, limit: int) -> Problem:

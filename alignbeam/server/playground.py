@@ -50,22 +50,20 @@ def add_routes(
 
     async def ask(request: Request) -> dict[str, Any]:
         asked = await read(request, Question)
-        config, base = service.config, service.beam.config
-        tokens = min(asked.max_tokens, config.max_tokens)
+        tokens = min(asked.max_tokens, service.config.max_tokens)
         overrides: dict[str, Any] = {
-            "alpha": asked.alpha,
-            "mix_steps": min(asked.mix_steps, config.max_mix_steps, tokens),
-            "beams": min(asked.beams, config.max_beams),
-            "max_new_tokens": tokens,
-            "wishes": 1,
+            name: min(max(getattr(asked, name), low), high)
+            for name, (low, high) in service.plan.bounds.items()
         }
+        overrides["mix_steps"] = min(overrides["mix_steps"], tokens)
+        overrides |= {"max_new_tokens": tokens, "wishes": 1}
         messages = [{"role": "user", "content": asked.prompt}]
         bare, full = await service.compare(messages, overrides, request.state.client)
         return {
             "target": bare.result.text,
             "text": full.result.text,
             "finish_reason": full.result.finish_reason,
-            "threshold": base.threshold,
+            "threshold": service.beam.config.threshold,
             "alignbeam": explanation(full),
         }
 

@@ -135,9 +135,9 @@ def test_openai_extension_explains_the_answer(client, answer):
     said = client.chat.completions.create(
         model="alignbeam",
         messages=PROMPT,
-        extra_body={"alignbeam": {"alpha": 0.3, "mix_steps": 2, "beams": 4, "explain": True}},
+        extra_body={"alignbeam": {"alpha": 0.7, "mix_steps": 6, "beams": 4, "explain": True}},
     )
-    want = answer(alpha=0.3, mix_steps=2, beams=4)
+    want = answer(alpha=0.7, mix_steps=6, beams=4)
     about = said.choices[0].alignbeam
     assert about["chosen"] == want.chosen
     assert len(about["candidates"]) == 4

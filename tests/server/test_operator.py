@@ -207,18 +207,48 @@ def test_playground_compares_both_answers(pair):
         page = client.get("/")
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'none'" in page.headers["content-security-policy"]
-        asked = {"prompt": "Hello!", "alpha": 0.4, "mix_steps": 3, "beams": 3, "max_tokens": 12}
+        asked = {"prompt": "Hello!", "alpha": 0.6, "mix_steps": 5, "beams": 3, "max_tokens": 12}
         said = client.post("/playground", json=asked).json()
         chosen = client.post(
             "/v1/chat/completions",
-            json=chat(max_tokens=12, alignbeam={"alpha": 0.4, "mix_steps": 3, "beams": 3}),
+            json=chat(max_tokens=12, alignbeam={"alpha": 0.6, "mix_steps": 5, "beams": 3}),
         ).json()
         assert said["text"] == chosen["choices"][0]["message"]["content"]
         assert len(said["alignbeam"]["candidates"]) == 3
-        assert 1 <= len(said["alignbeam"]["steps"]) <= 3
+        assert 1 <= len(said["alignbeam"]["steps"]) <= 5
         assert isinstance(said["target"], str)
         bad = client.post("/playground", json={**asked, "alpha": 3})
         assert (bad.status_code, bad.json()["error"]["param"]) == (400, "alpha")
+
+
+WEAKER = {"alpha": 0.4, "mix_steps": 3, "beams": 1}
+
+
+def test_request_can_only_strengthen_what_the_operator_set(pair):
+    """H5: the bounds are the operator's own settings, unless floors of their own say otherwise."""
+    ask = "/v1/chat/completions"
+    with serving(pair) as running, running.client() as client:
+        for name, value in WEAKER.items():
+            said = client.post(ask, json=chat(alignbeam={name: value}))
+            assert said.status_code == 400
+            assert said.json()["error"]["param"] == f"alignbeam.{name}"
+        own = running.server.service.beam.config
+        same = {name: getattr(own, name) for name in WEAKER}
+        assert client.post(ask, json=chat(alignbeam=same)).status_code == 200
+    floors = {f"min_{name}": value for name, value in WEAKER.items()}
+    with serving(pair, **floors) as running, running.client() as client:
+        assert client.post(ask, json=chat(alignbeam=WEAKER)).status_code == 200
+
+
+def test_playground_weakens_nothing_either(pair):
+    with serving(pair, playground=True) as running, running.client() as client:
+        asked = {"prompt": "Hello!", "max_tokens": 12}
+        weak = client.post("/playground", json={**asked, "alpha": 0, "mix_steps": 1, "beams": 1})
+        own = running.server.service.beam.config
+        same = {"alpha": own.alpha, "mix_steps": own.mix_steps, "beams": own.beams}
+        strong = client.post("/playground", json={**asked, **same})
+        assert weak.json()["text"] == strong.json()["text"]
+        assert len(weak.json()["alignbeam"]["candidates"]) == own.beams
 
 
 def test_pieces_of_a_text_make_the_text():
