@@ -20,7 +20,7 @@ Release = Literal["full", "chunked", "bare"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Delivery:
     """What a finished job hands over.
 
     Attributes
@@ -71,7 +71,7 @@ class Job:
     client: str
     release: Release
     on_text: Callable[[str], object]
-    future: Future[Answer]
+    future: Future[Delivery]
     chunk_tokens: int
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -147,7 +147,7 @@ class Ticket:
 
     def __init__(self, job: Job, wake: Callable[[], object]) -> None:
         self._job, self._wake = job, wake
-        self.future: Future[Answer] = job.future
+        self.future: Future[Delivery] = job.future
 
     @property
     def prompt_tokens(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from alignbeam.result import Result, Verdict
-from alignbeam.server.job import Answer
+from alignbeam.server.job import Delivery
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _MICROSECONDS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000)
@@ -79,7 +79,7 @@ class Metrics:
         """See ``ServerWatcher``."""
         self.recoveries.labels(reason).inc()
 
-    def on_answer(self, answer: Answer) -> None:
+    def on_answer(self, answer: Delivery) -> None:
         """One answer that was let out (or replaced by the refusal)."""
         result = answer.result
         self.latency.observe(answer.total_ms / 1e3)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignbeam.result import FinishReason
-from alignbeam.server.job import Answer
+from alignbeam.server.job import Delivery
 
 Kind = Literal["chat", "text"]
 
@@ -43,7 +43,7 @@ class Shape:
             name = "chat.completion.chunk" if stream else "chat.completion"
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
-    def whole(self, answers: Sequence[Answer], prompts: int, *, explain: bool) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Delivery], prompts: int, *, explain: bool) -> dict[str, Any]:
         """Return the body of a reply that is not streamed."""
         choices = []
         for index, answer in enumerate(answers):
@@ -76,12 +76,12 @@ class Shape:
         for piece in pieces(text, words):
             yield self._choice(index, {"content": piece}, piece, None)
 
-    def last_frame(self, index: int, answer: Answer, *, explain: bool) -> bytes:
+    def last_frame(self, index: int, answer: Delivery, *, explain: bool) -> bytes:
         """Return the frame that says why a choice ended."""
         extra = {"alignbeam": explanation(answer)} if explain else {}
         return self._choice(index, {}, "", _REASONS[answer.result.finish_reason], **extra)
 
-    def usage_frame(self, answers: Sequence[Answer], prompts: int) -> bytes:
+    def usage_frame(self, answers: Sequence[Delivery], prompts: int) -> bytes:
         """Return the frame that only counts."""
         return _data({**self._head(stream=True), "choices": [], "usage": usage(answers, prompts)})
 
@@ -116,7 +116,7 @@ def pieces(text: str, words: int) -> Iterator[str]:
         yield "".join(found[start : start + words])
 
 
-def usage(answers: Sequence[Answer], prompts: int) -> dict[str, int]:
+def usage(answers: Sequence[Delivery], prompts: int) -> dict[str, int]:
     """Count tokens; the choices of one prompt share it."""
     each = max(1, len(answers) // max(1, prompts))
     prompt = sum(answer.result.prompt_tokens for answer in answers[::each])
@@ -128,7 +128,7 @@ def usage(answers: Sequence[Answer], prompts: int) -> dict[str, int]:
     }
 
 
-def explanation(answer: Answer) -> dict[str, Any]:
+def explanation(answer: Delivery) -> dict[str, Any]:
     """Return why this answer, as ``Result.public`` tells it, and how long it took."""
     told = answer.result.public()
     spent = {"queued": round(answer.queued_ms, 3), "total": round(answer.total_ms, 3)}

@@ -80,7 +80,7 @@ class TextFormat(BaseModel):
     type: Annotated[str, _neutral("any response format but text", "text")]
 
 
-class Extension(BaseModel):
+class AlignBeamFields(BaseModel):
     """The ``alignbeam`` object of a request; the operator says which of it is open."""
 
     model_config = _STRICT
@@ -115,7 +115,7 @@ class _Common(BaseModel):
     frequency_penalty: _Zero = None
     presence_penalty: _Zero = None
     logit_bias: Annotated[dict[str, Any] | None, _neutral("logit_bias", None, {})] = None
-    alignbeam: Extension | None = None
+    alignbeam: AlignBeamFields | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

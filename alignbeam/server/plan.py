@@ -13,7 +13,7 @@ from alignbeam.errors import PromptError
 from alignbeam.models.conversation import Message, as_messages
 from alignbeam.models.role import Role
 from alignbeam.server.job import Release
-from alignbeam.server.openai_requests import ChatRequest, CompletionRequest, Extension
+from alignbeam.server.openai_requests import AlignBeamFields, ChatRequest, CompletionRequest
 from alignbeam.server.problems import Problem
 
 Messages = list[Message]
@@ -113,7 +113,7 @@ class Planner:
             raise _over("max_tokens", config.max_tokens)
         for messages in prompts:
             self._check_text(messages, field)
-        extension = request.alignbeam or Extension()
+        extension = request.alignbeam or AlignBeamFields()
         settings = self._extension(extension)
         base = self._beam
         if limit is not None:
@@ -150,7 +150,7 @@ class Planner:
                 field,
             )
 
-    def _extension(self, extension: Extension) -> dict[str, Any]:
+    def _extension(self, extension: AlignBeamFields) -> dict[str, Any]:
         """Return the settings of a request's own ``alignbeam`` object, as far as it is open."""
         settings: dict[str, Any] = {}
         for name in extension.model_fields_set:

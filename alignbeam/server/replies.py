@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from alignbeam.errors import AlignBeamError, Cancelled
-from alignbeam.server.job import Answer, Ticket
+from alignbeam.server.job import Delivery, Ticket
 from alignbeam.server.openai_replies import DONE, KEEP_ALIVE, Shape, error_frame
 from alignbeam.server.plan import RequestPlan
 from alignbeam.server.problems import Problem
@@ -49,7 +49,7 @@ class Exchange:
         except TimeoutError:
             return None
 
-    async def settle(self, event: Event) -> Answer:
+    async def settle(self, event: Event) -> Delivery:
         """Return the answer of a finished choice once it is on record.
 
         Raises
@@ -114,8 +114,8 @@ async def whole(exchange: Exchange, request: Request, headers: dict[str, str]) -
                 await task
 
 
-async def _collect(exchange: Exchange) -> list[Answer]:
-    answers: dict[int, Answer] = {}
+async def _collect(exchange: Exchange) -> list[Delivery]:
+    answers: dict[int, Delivery] = {}
     while len(answers) < exchange.choices:
         event = await exchange.next_event()
         if event is not None and not event.text:
@@ -177,7 +177,7 @@ async def frames(exchange: Exchange, first: Event | None) -> AsyncIterator[bytes
     """Yield the frames of a streamed answer; ``first`` is an event that was already taken."""
     config, shape, plan = exchange.service.config, exchange.shape, exchange.plan
     sent = [""] * exchange.choices
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Delivery] = {}
     for index in range(exchange.choices):
         if shape.kind == "chat":
             yield shape.role_frame(index)
@@ -211,7 +211,7 @@ async def frames(exchange: Exchange, first: Event | None) -> AsyncIterator[bytes
     yield DONE
 
 
-def rest_of(answer: Answer, sent: str) -> str:
+def rest_of(answer: Delivery, sent: str) -> str:
     """Return what of a finished answer was not sent yet; nothing where its end is withheld."""
     text = answer.result.text
     if not sent:

@@ -21,7 +21,7 @@ from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.result import Candidate, Timings
-from alignbeam.server.job import Answer, Job, Release, Ticket
+from alignbeam.server.job import Delivery, Job, Release, Ticket
 from alignbeam.server.judging import JudgeDesk, ServerWatcher
 from alignbeam.server.problems import Draining, Overloaded, TooLarge
 from alignbeam.server.queue import FairQueue
@@ -129,7 +129,7 @@ class Scheduler:
             The scheduler is being stopped.
         """
         request = self._beam.prepare(prompt, **overrides)
-        future: Future[Answer] = Future()
+        future: Future[Delivery] = Future()
         job = Job(request, client, release, on_text, future, self._chunk_tokens)
         if job.cost > self._max_cells:
             raise TooLarge(
@@ -338,7 +338,7 @@ class Scheduler:
         self._limit = min(self._max_cells, self._limit + self._max_cells // 20)
         now = time.monotonic()
         started = job.started if job.started is not None else now
-        answer = Answer(
+        answer = Delivery(
             result,
             job.released,
             (started - job.submitted) * 1e3,
@@ -362,7 +362,7 @@ class Scheduler:
         return Timings(**parts, judge_ms=job.judge_ms, other_ms=max(0.0, other))
 
 
-def _settle(future: Future[Answer], outcome: Answer | BaseException) -> None:
+def _settle(future: Future[Delivery], outcome: Delivery | BaseException) -> None:
     """Fulfil a future once; later outcomes are dropped."""
     if future.done():
         return

@@ -17,7 +17,7 @@ from alignbeam.controller import AlignBeam
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.server.audit import AuditLog, candidates_of, text_hash
 from alignbeam.server.canaries import check_canaries
-from alignbeam.server.job import Answer, Release, Ticket
+from alignbeam.server.job import Delivery, Release, Ticket
 from alignbeam.server.metrics import Metrics
 from alignbeam.server.plan import Messages, Planner, RequestPlan
 from alignbeam.server.problems import Problem, problem_of
@@ -32,7 +32,7 @@ class Event:
 
     index: int
     text: str = ""
-    answer: Answer | None = None
+    answer: Delivery | None = None
     error: BaseException | None = None
 
 
@@ -159,7 +159,7 @@ class Service:
 
     async def compare(
         self, messages: Messages, overrides: dict[str, Any], client: str
-    ) -> tuple[Answer, Answer]:
+    ) -> tuple[Delivery, Delivery]:
         """Return the target's own answer, judged by no one, and AlignBeam's. For the playground.
 
         Raises
@@ -187,7 +187,7 @@ class Service:
         kind: str,
         messages: Messages,
         overrides: dict[str, Any],
-        answer: Answer,
+        answer: Delivery,
         *,
         request_id: str,
         client: str,
@@ -277,7 +277,7 @@ class Service:
             self._audit.close()
 
 
-def _settled(index: int, done: asyncio.Future[Answer]) -> Event:
+def _settled(index: int, done: asyncio.Future[Delivery]) -> Event:
     if done.cancelled():
         return Event(index, error=Cancelled("given up"))
     error = done.exception()
