@@ -275,10 +275,11 @@ class Scheduler:
             return
         elif job.decoded:
             if job.release == "bare":
+                del self._active[job.request]
                 self._deliver(job)
             else:
                 self._desk.put(job, whole=True)
-            del self._active[job.request]
+                del self._active[job.request]
         elif job.due():
             job.next_check += job.chunk_tokens
             self._desk.put(job, whole=False)
@@ -286,8 +287,8 @@ class Scheduler:
     def _go_on(self, job: Job, whole: bool) -> None:
         """Go on with a job after the judge spoke of some of its text."""
         if whole:
-            self._deliver(job)
             self._desk.leave(job)
+            self._deliver(job)
             return
         if job.request not in self._active:
             return

@@ -212,7 +212,7 @@ def test_sweep_points_differ_from_the_centre_in_their_axis_only():
 def test_sweep_over_beams_shares_its_work():
     swept, _ = sweep_suite(load_suite("quick"), {"beams": (1, 2, 3, 8), "alpha": (0.0, 0.5)})
     plan, _ = make_plan(swept.only((), ["word-problems"]), {})
-    groups = [[p.label for p in unit.points] for unit in plan.units]
+    groups = [[p.label for p in unit] for unit in plan.units]
     beams = [f"alignbeam[beams={k}]" for k in (1, 2, 8)]
     assert groups == [["target"], ["alignbeam", *beams], ["alignbeam[alpha=0.0]"]]
 

@@ -145,16 +145,14 @@ def test_log_lines_are_json_and_cannot_be_forged():
 
 
 def test_access_log_has_ids_and_no_prompt(pair, caplog):
-    with (
-        caplog.at_level(logging.INFO, "alignbeam.access"),
-        serving(pair) as running,
-        running.client() as client,
-    ):
-        client.post(
-            "/v1/chat/completions",
-            json=chat("a very private prompt"),
-            headers={"x-request-id": "id-1"},
-        )
+    with caplog.at_level(logging.INFO, "alignbeam.access"):
+        with serving(pair) as running, running.client() as client:
+            client.post(
+                "/v1/chat/completions",
+                json=chat("a very private prompt"),
+                headers={"x-request-id": "id-1"},
+            )
+        # Once the server is closed: the line is written when the answer has left.
         formatted = [JsonFormatter().format(record) for record in caplog.records]
     entries = [json.loads(line) for line in formatted]
     entry = next(e for e in entries if e.get("request_id") == "id-1")
