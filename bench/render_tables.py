@@ -69,8 +69,8 @@ def systems() -> str:
     return (
         f"{markdown_table(heads, lines)}\n\n"
         "95 % intervals in brackets; a reply that refuses and then complies counts as complied. "
-        f"Commit {digest['manifest']['environment']['commit']}, two shared cores: compare times "
-        "with each other only."
+        f"Commit {digest['manifest']['environment']['commit']}, a shared machine: compare "
+        "times with each other only."
     )
 
 
