@@ -9,7 +9,11 @@ tokens (end tokens are switched off for that):
 
 Model sets: ``trio`` (the embedded models), ``medium`` (random weights, large enough that the
 forwards dominate on a CPU), ``8b`` (Llama-3-8B target, Qwen2.5-3B anchor and judge, random
-weights: latency does not depend on their values). Rows go to ``results/decode.jsonl``.
+weights: latency does not depend on their values). Rows go to ``results/decode.jsonl``, of a GPU
+to ``decode_cuda.jsonl``, each as soon as it is measured.
+
+With ``--one-at-a-time`` a system has all its runs before the next begins: on a machine of one's own
+that loses nothing, and whatever ends the process leaves the rows of those that were done.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import rows
 import torch
@@ -40,7 +45,7 @@ PROMPT = (
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """One system at one setting; quantiles over ``runs`` interleaved runs, milliseconds.
+    """One system at one setting; quantiles over ``runs`` runs, milliseconds.
 
     The parts are those of the run of median length; they and ``outside_ms`` are its wall time.
     """
@@ -137,9 +142,20 @@ def without_end(beam: AlignBeam) -> AlignBeam:
 
 
 def measure(
-    beam: AlignBeam, models: str, beams: int, mix_steps: int, new_tokens: int, runs: int
-) -> list[DecodeRow]:
-    """Time the three systems, interleaved; the first run of each warms up and is not counted."""
+    beam: AlignBeam,
+    models: str,
+    beams: int,
+    mix_steps: int,
+    new_tokens: int,
+    runs: int,
+    *,
+    end: float = float("inf"),
+    one_at_a_time: bool = False,
+) -> Iterator[DecodeRow]:
+    """Time the three systems; the first run of each warms up and is not counted.
+
+    No run begins that would not end by ``end`` (`time.monotonic`), as far as the one before tells.
+    """
     common = {"max_new_tokens": new_tokens, "on_unsafe": "refuse", "wishes": 0}
     sampled = {**common, "mix_steps": 0, "beams": beams, "temperature": 1.0}
     mixed = {**common, "mix_steps": mix_steps, "beams": beams}
@@ -158,23 +174,33 @@ def measure(
     systems = {"plain": plain, "best_of_k": judged(sampled), "alignbeam": judged(mixed)}
     walls: dict[str, list[float]] = {name: [] for name in systems}
     splits: dict[str, list[Timings]] = {name: [] for name in systems}
-    for run in tqdm(range(runs + 1), desc=f"{models} K={beams}", unit="run"):
-        for name, call in systems.items():
+    if one_at_a_time:
+        turns = [[name] * (runs + 1) for name in systems]
+    else:
+        turns = [[name for _ in range(runs + 1) for name in systems]]
+    last_s = 0.0
+    for turn in turns:
+        warm = set()
+        for name in tqdm(turn, desc=f"{models} K={beams}", unit="run", disable=None):
+            if time.monotonic() + last_s > end:
+                break
             if beam.target.device.type == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            length, timings = call()
-            wall = (time.perf_counter() - start) * 1e3
+            length, timings = systems[name]()
+            last_s = time.perf_counter() - start
             if length != new_tokens:
                 raise RuntimeError(f"{name}: {length} tokens instead of {new_tokens}")
-            if run > 0:
-                walls[name].append(wall)
+            if name in warm:
+                walls[name].append(last_s * 1e3)
                 if timings is not None:
                     splits[name].append(timings)
-    return [
-        row(name, beam, models, beams, mix_steps, new_tokens, walls, splits[name])
-        for name in systems
-    ]
+            warm.add(name)
+        for name in dict.fromkeys(turn):
+            if walls[name]:
+                yield row(name, beam, models, beams, mix_steps, new_tokens, walls, splits[name])
+            if len(walls[name]) < runs:
+                print(f"left out: {name}, K = {beams}: {runs - len(walls[name])} of {runs} runs")
 
 
 def row(
@@ -190,7 +216,8 @@ def row(
     """Sum up one system. Ratios are taken run by run, between neighbours in time."""
 
     def ratios(to: str) -> list[float]:
-        return [mine / other for mine, other in zip(walls[name], walls[to], strict=True)]
+        # Of another number of runs where time ran out.
+        return [mine / other for mine, other in zip(walls[name], walls[to], strict=False)]
 
     # The split of one run, the one of median length: medians of parts would not add up.
     middle = walls[name].index(statistics.median_low(walls[name]))
@@ -230,8 +257,8 @@ def row(
 
 
 def quantiles(values: list[float]) -> tuple[float, float, float]:
-    """p20, p50, p80."""
-    ordered = sorted(values)
+    """p20, p50, p80; NaN of nothing."""
+    ordered = sorted(values) or [float("nan")]
     p20, p50, p80 = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))
     return p20, p50, p80
 
@@ -244,25 +271,39 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["trio", "medium", "8b"])
     parser.add_argument("--new-tokens", type=int, help="default: 128 on a CPU, 256 on a GPU")
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--one-at-a-time", action="store_true")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for everything")
+    parser.add_argument("--out", type=Path, help="the results file")
     args = parser.parse_args()
+    end = time.monotonic() + args.seconds
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sets = args.models or (["trio", "8b"] if device == "cuda" else ["trio", "medium"])
     new_tokens = args.new_tokens or (256 if device == "cuda" else 128)
-    found = []
+    name = "decode_cuda" if device == "cuda" else "decode"
+    writer = rows.Writer(args.out or rows.RESULTS / f"{name}.jsonl")
     for models in sets:
         beam = without_end(model_set(models, device))
+        print(f"{models}: loaded, {end - time.monotonic():.0f} s left", flush=True)
         for beams in (1, 3):
-            found += measure(beam, models, beams, BeamConfig().mix_steps, new_tokens, args.runs)
-    for r in found:
-        split = sum((r.target_ms, r.anchor_ms, r.mix_ms, r.judge_ms, r.other_ms))
-        covered = split / (split + r.outside_ms)
-        print(
-            f"{r.models:7} K={r.beams} {r.system:10} {r.total_ms_p50:9.1f} ms  "
-            f"{r.ratio_to_plain_p50:5.2f}x plain  {r.ratio_to_best_of_k_p50:5.2f}x best-of-K  "
-            f"target {r.target_ms:.0f} anchor {r.anchor_ms:.0f} mix {r.mix_ms:.1f} "
-            f"judge {r.judge_ms:.0f} other {r.other_ms:.1f}  covered {covered:.1%}"
-        )
-    print(f"wrote {rows.write('decode', found)}")
+            for found in measure(
+                beam, models, beams, BeamConfig().mix_steps, new_tokens, args.runs,
+                end=end, one_at_a_time=args.one_at_a_time,
+            ):  # fmt: skip
+                writer.add(found)
+                tell(found)
+    print(f"wrote {writer.path}")
+
+
+def tell(r: DecodeRow) -> None:
+    split = sum((r.target_ms, r.anchor_ms, r.mix_ms, r.judge_ms, r.other_ms))
+    covered = split / (split + r.outside_ms)
+    print(
+        f"{r.models:7} K={r.beams} {r.system:10} {r.total_ms_p50:9.1f} ms  "
+        f"{r.ratio_to_plain_p50:5.2f}x plain  {r.ratio_to_best_of_k_p50:5.2f}x best-of-K  "
+        f"target {r.target_ms:.0f} anchor {r.anchor_ms:.0f} mix {r.mix_ms:.1f} "
+        f"judge {r.judge_ms:.0f} other {r.other_ms:.1f}  covered {covered:.1%}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

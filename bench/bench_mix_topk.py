@@ -1,9 +1,10 @@
-"""The kernel bench: one `mix_topk` step against its peers, on the CPU or on a GPU.
+"""The kernel bench: one `mix_topk` step against its peers on the CPU.
 
 ``python bench/bench_mix_topk.py`` compares every answer before it times anything, lets the peers
-take turns on the same inputs, and writes ``bench/results/mix_topk_cpu.jsonl`` (``--device cuda``:
-``mix_topk_cuda.jsonl``). Vocabularies are those of Qwen2.5 -> Llama-3; with the real tokenizers
-(``ALIGNBEAM_VOCABS``) the table is the naive loop's own, and the loop is a peer.
+take turns on the same inputs, and writes ``bench/results/mix_topk_cpu.jsonl``. ``--device cuda``
+does the same on a GPU (`mix_topk_on_gpu`) and writes ``mix_topk_cuda.jsonl``. Vocabularies are
+those of Qwen2.5 -> Llama-3; with the real tokenizers (``ALIGNBEAM_VOCABS``) the table is the naive
+loop's own, and the loop is a peer.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ import timing
 import torch
 from torch import Tensor
 
-from alignbeam.ops import backends, build, mix_topk
+from alignbeam.ops import MixResult, build, mix_topk
 
 ANCHOR_WIDTH, TARGET_WIDTH = 151_936, 128_256
 ROWS = (1, 3, 24, 96, 256)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Where a ratio is to be shown: the best of what a capable reader would write.
-HONEST = ("smart_eager", "compile_eager", "compile_smart_eager", "flashinfer")
-_COLD_BYTES = 5 * 64 * 2**20  # five times the largest L2 of a current GPU
+HONEST = (
+    "smart_eager", "compile_eager", "compile_smart_eager", "flashinfer", "flashinfer_compiled",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Row:
     ratio_to_ours_p20: float = float("nan")
     ratio_to_ours_p50: float = float("nan")
     ratio_to_ours_p80: float = float("nan")
+    graph_nodes: float = 0.0  # what a call captures into a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,40 @@ class Input:
         return sum(x.numel() * x.element_size() for x in (self.anchor, self.target))
 
 
+class WrongAnswer(RuntimeError):
+    """A system does not compute what `mix_topk` does: its time says nothing."""
+
+
 def make_input(kind: str, rows: int, dtype: torch.dtype, table: Tensor, device: str) -> Input:
-    """Generate logits: ``peaked`` as a language model's are, ``flat``, ``sorted`` or ``equal``."""
-    g = torch.Generator().manual_seed(rows)
+    """Generate logits of one kind on ``device``.
+
+    ``peaked`` as a language model's are, ``flat``, ``sorted``, ``ascending``, ``equal``, ``masked``
+    (-inf but for the last fiftieth, and that on both sides), ``ties`` (thousands at the top).
+    """
+    g = torch.Generator(device).manual_seed(rows)
+    table = table.to(device)
     anchor, target = (
-        torch.randn(rows, width, generator=g) * 2.5 for width in (ANCHOR_WIDTH, TARGET_WIDTH)
+        torch.randn(rows, width, generator=g, device=device) * 2.5
+        for width in (ANCHOR_WIDTH, TARGET_WIDTH)
     )
-    if kind == "peaked":
+    if kind == "peaked":  # a few tokens hold most of the mass, on both sides
         known = (table >= 0).nonzero().flatten()
-        for row in range(rows):  # a few tokens hold most of the mass, on both sides
-            ids = known[torch.randint(len(known), (12,), generator=g)]
-            boost = torch.linspace(18, 8, 12)
-            anchor[row, ids] += boost
-            target[row, table[ids].long()] += boost.flip(0)
+        ids = known[torch.randint(len(known), (rows, 12), generator=g, device=device)]
+        boost = torch.linspace(18, 8, 12, device=device).expand(rows, 12)
+        anchor.scatter_add_(1, ids, boost)
+        target.scatter_add_(1, table[ids].long(), boost.flip(1))
     elif kind == "sorted":
         anchor, target = (x.sort(dim=1, descending=True).values for x in (anchor, target))
     elif kind == "ascending":
         anchor, target = (x.sort(dim=1).values for x in (anchor, target))
     elif kind == "equal":
         anchor, target = torch.zeros_like(anchor), torch.zeros_like(target)
-    return Input(kind, *(x.to(device, dtype) for x in (anchor, target)), table.to(device))
+    elif kind == "masked":
+        for x in (anchor, target):
+            x[:, : x.shape[1] - x.shape[1] // 50] = float("-inf")
+    elif kind == "ties":
+        anchor, target = (x.clamp(max=2.5) for x in (anchor, target))  # one in six
+    return Input(kind, anchor.to(dtype), target.to(dtype), table)
 
 
 def captured_input(dtype: torch.dtype) -> Input:
@@ -129,40 +146,48 @@ def kernel_alone(x: Input, threads: int) -> Callable[[], object]:
     )  # fmt: skip
 
 
-def check(name: str, answer: peers.Answer, x: Input) -> None:
+def reference(x: Input) -> MixResult:
+    """What `mix_topk` is to give on ``x``, in float64."""
+    return mix_topk(
+        x.anchor, x.target, x.table,
+        alpha=peers.ALPHA, top_b=peers.TOP_B, top_k=peers.TOP_K, backend="reference",
+    )  # fmt: skip
+
+
+def check(name: str, answer: peers.Answer, x: Input, want: MixResult) -> None:
     """Refuse to time a peer that does not give our answer; near-ties may change places.
 
     Rows whose top B ends in a tie, which 16 bits make often, are left out: torch.topk takes any of
     the tied ids, the contract the lowest, and both are top B.
     """
-    want = mix_topk(
-        x.anchor, x.target, x.table,
-        alpha=peers.ALPHA, top_b=peers.TOP_B, top_k=peers.TOP_K, backend="reference",
-    )  # fmt: skip
     edge = torch.topk(x.anchor.float(), peers.TOP_B + 1, dim=-1).values[:, -2:]
     usable = (want.flags == 0) & (edge[:, 0] != edge[:, 1])
     got = answer[1].to(want.logprobs.device).float()
     # A peer in bfloat16 rounds its log-sum-exp; half of its last place is no other answer.
     close = torch.isclose(got[usable], want.logprobs[usable], rtol=2e-2, atol=2e-2)
     if not close.all():
-        raise SystemExit(f"{name} on {x.kind}: {got[usable]} is not {want.logprobs[usable]}")
+        raise WrongAnswer(f"{name} on {x.kind}: {got[usable]} is not {want.logprobs[usable]}")
+
+
+def check_ours(name: str, got: MixResult, x: Input, want: MixResult) -> None:
+    """Refuse to time a backend of ours that breaks the contract; it leaves no row out."""
+    same = torch.isclose(got.logprobs, want.logprobs, rtol=0, atol=2e-5, equal_nan=True)
+    if not (same.all() and torch.equal(got.flags, want.flags)):
+        raise WrongAnswer(f"{name} on {x.kind}: {got.logprobs} is not {want.logprobs}")
 
 
 def compiled(peer: peers.Peer, mode: str) -> peers.Peer:
-    torch._dynamo.reset()
     return torch.compile(peer, dynamic=False, mode=mode)
 
 
 def peer_works(x: Input, naive: dict[str, peers.Naive], compile_modes: dict[str, str]) -> dict:
     """Return the peers that are worth their time on this input."""
     works: dict[str, peers.Peer] = {"eager": peers.eager, "smart_eager": peers.smart_eager}
+    torch._dynamo.reset()  # a function keeps code for eight shapes, and then no more
     for name, mode in compile_modes.items():
         works[f"compile_{name}"] = compiled(getattr(peers, name), mode)
     if x.anchor.shape[0] <= 3 and x.kind == "peaked":
         works.update(naive)
-    library = peers.flashinfer_top_k() if x.anchor.is_cuda else None
-    if library is not None:
-        works["flashinfer"] = library
     return works
 
 
@@ -172,8 +197,9 @@ def measure_cpu(
     """Time ours and every peer on ``x``."""
     found = peer_works(x, naive, compile_modes)
     with timing.torch_threads(threads), torch.inference_mode():
+        want = reference(x)
         for name, peer in found.items():
-            check(name, peer(x.anchor, x.target, x.table), x)
+            check(name, peer(x.anchor, x.target, x.table), x, want)
         works: dict[str, timing.Work] = {"ours": ours(x, "cpu"), "kernel": kernel_alone(x, threads)}
         for name, peer in found.items():
             works[name] = lambda peer=peer: peer(x.anchor, x.target, x.table)
@@ -193,38 +219,16 @@ def measure_alone(x: Input, dtype: str, threads: int, budget_s: float) -> list[R
     return make_rows(samples, x, dtype, "cpu", threads, "perf_counter, torch's threads asleep")
 
 
-def measure_gpu(
-    x: Input, dtype: str, compile_modes: dict[str, str], budget_s: float, graph: bool, cold: bool
-) -> list[Row]:
-    """Time every backend and peer on the GPU, over enough copies of ``x`` to keep its L2 cold."""
-    copies = max(1, -(-_COLD_BYTES // x.bytes)) if cold else 1
-    inputs = [replace(x, anchor=x.anchor.clone(), target=x.target.clone()) for _ in range(copies)]
-    available = [b.name for b in backends() if b.device == "cuda" and b.available]
-    works: dict[str, list[timing.Work]] = {}
-    for backend in available:
-        if backend != "reference":
-            works["ours" if backend == "cuda" else backend] = [ours(one, backend) for one in inputs]
-    with torch.inference_mode():
-        for name, peer in peer_works(x, {}, compile_modes).items():
-            check(name, peer(x.anchor, x.target, x.table), x)
-            works[name] = [
-                lambda peer=peer, one=one: peer(one.anchor, one.target, one.table) for one in inputs
-            ]
-        copy_to = torch.empty_like(x.anchor)
-        works["copy"] = [lambda one=one: copy_to.copy_(one.anchor) for one in inputs]
-        works["read"] = [lambda one=one: one.anchor.amax(dim=1) for one in inputs]
-        samples = timing.take_turns_on_gpu(works, budget_s * len(works), graph=graph)
-    timer = f"events, {'graph' if graph else 'eager'}, {'cold' if cold else 'hot'} L2"
-    return make_rows(samples, x, dtype, "cuda", 0, timer)
-
-
 def make_rows(
-    samples: dict[str, timing.Samples], x: Input, dtype: str, device: str, threads: int, timer: str
+    samples: dict[str, timing.Samples],
+    x: Input,
+    dtype: str,
+    device: str,
+    threads: int,
+    timer: str,
+    nodes: dict[str, float] | None = None,
 ) -> list[Row]:
-    traffic = {
-        "copy": 2 * x.anchor.numel() * x.anchor.element_size(),
-        "read": x.anchor.numel() * x.anchor.element_size(),
-    }
+    traffic = {"copy": 2 * x.anchor.numel() * x.anchor.element_size()}
     made = []
     for name, sample in samples.items():
         p20, p50, p80 = timing.spread(sample.wall)
@@ -248,6 +252,7 @@ def make_rows(
             cpu_p50_us=sample.cpu_us(0.5) if sample.cpu else float("nan"),
             gb_per_s=traffic.get(name, x.bytes) / p50 / 1e9,
             load=os.getloadavg()[0],
+            graph_nodes=(nodes or {}).get(name, 0.0),
         )
         if "ours" in samples:
             basis = "cpu" if threads == 1 else "wall"
@@ -262,7 +267,7 @@ def make_rows(
         made.append(row)
         print(
             f"{name:20} {dtype} {x.kind:9} R={row.rows:<4} threads={threads} "
-            f"{row.p50_us:10.1f} us (cpu {row.cpu_p50_us:10.1f})  "
+            f"{row.p50_us:10.1f} us (cpu {row.cpu_p50_us:10.1f})  {timer}  "
             f"x{row.ratio_to_ours_p50:.1f}",
             flush=True,
         )
@@ -318,7 +323,8 @@ def vocabs_folder() -> Path | None:
 
 def bench_cpu(arguments: argparse.Namespace, table: Tensor, naive: dict) -> list[Row]:
     made = roofline_rows()
-    modes = {name: arguments.compile for name in arguments.compiled.split(",") if name}
+    wanted = "eager,smart_eager" if arguments.compiled is None else arguments.compiled
+    modes = {name: arguments.compile for name in wanted.split(",") if name}
     for dtype_name, dtype in DTYPES.items():
         for count in arguments.rows:
             x = make_input("peaked", count, dtype, table, "cpu")
@@ -334,41 +340,32 @@ def bench_cpu(arguments: argparse.Namespace, table: Tensor, naive: dict) -> list
     return made
 
 
-def bench_gpu(arguments: argparse.Namespace, table: Tensor) -> list[Row]:
-    made: list[Row] = []
-    modes = {name: arguments.compile for name in arguments.compiled.split(",") if name}
-    for dtype_name in ("bf16", "fp32"):
-        for count in arguments.rows:
-            x = make_input("peaked", count, DTYPES[dtype_name], table, "cuda")
-            for graph, cold in ((True, True), (True, False), (False, True)):
-                made += measure_gpu(x, dtype_name, modes, arguments.budget, graph, cold)
-    for kind in ("flat", "sorted", "equal"):
-        x = make_input(kind, 1, torch.bfloat16, table, "cuda")
-        made += measure_gpu(x, "bf16", {}, arguments.budget, True, True)
-    return made
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
     parser.add_argument("--budget", type=float, default=0.6, help="seconds per system and input")
     parser.add_argument("--compile", default="default", help="torch.compile's mode")
-    parser.add_argument("--compiled", default="eager,smart_eager", help="peers to compile; '' none")
+    parser.add_argument(
+        "--compiled",
+        help="peers to compile; '' none. eager,smart_eager unless set; smart_eager,flashinfer on "
+        "cuda, where each costs seconds for each R and dtype",
+    )
+    parser.add_argument("--seconds", type=float, default=120, help="cuda: for everything")
+    parser.add_argument("--out", type=Path, help="cuda: the results file")
+    parser.add_argument("--leave-out", default="", help="cuda: systems, by name, with commas")
     parser.add_argument("--two-threads", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--captured", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--name", default="", help="of the results file; mix_topk_DEVICE[_ISA] unless set"
     )
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("no GPU here: nothing was measured")
-        sys.exit(0)
+    if arguments.device == "cuda":
+        import mix_topk_on_gpu
+
+        sys.exit(mix_topk_on_gpu.run(arguments))
     table, naive = real_pair(vocabs_folder())
-    if arguments.device == "cpu":
-        made = bench_cpu(arguments, table, naive)
-    else:
-        made = bench_gpu(arguments, table)
+    made = bench_cpu(arguments, table, naive)
     print("wrote", bench_rows.write(arguments.name or default_name(arguments.device), made))
 
 

@@ -36,10 +36,10 @@ def eager(anchor_logits: Tensor, target_logits: Tensor, table: Tensor) -> Answer
 def smart_eager(anchor_logits: Tensor, target_logits: Tensor, table: Tensor) -> Answer:
     """P1s: top-k on logits, two log-sum-exps, a 50-wide merge."""
     logits, ids = torch.topk(anchor_logits, TOP_B, dim=-1)
-    return _merge(logits, ids, anchor_logits, target_logits, table)
+    return merge(logits, ids, anchor_logits, target_logits, table)
 
 
-def _merge(
+def merge(
     logits: Tensor, ids: Tensor, anchor_logits: Tensor, target_logits: Tensor, table: Tensor
 ) -> Answer:
     """Mix over the anchor's top B, [R, B], without a tensor as wide as the target's vocabulary."""
@@ -103,15 +103,16 @@ def tokenizer(vocabs: Path, name: str) -> Tokenizer:
     return Tokenizer.from_file(str(vocabs / name / "tokenizer.json"))
 
 
-def flashinfer_top_k() -> Peer | None:
-    """P3: the best library top-k there is, one log-sum-exp per side, the 50-wide merge."""
-    try:
-        import flashinfer
-    except ImportError:
-        return None
+def flashinfer_top_k(merging: Callable[..., Answer] = merge) -> Peer:
+    """P3: the best library top-k there is, one log-sum-exp per side, the 50-wide merge.
+
+    As the library chooses: unsorted, which `merge` does not mind. ``merging`` is `merge`, or that
+    compiled: torch.compile does not see into the library. ImportError where it is not installed.
+    """
+    from flashinfer.topk import top_k
 
     def peer(anchor_logits: Tensor, target_logits: Tensor, table: Tensor) -> Answer:
-        logits, ids = flashinfer.top_k(anchor_logits, TOP_B, sorted=True)
-        return _merge(logits, ids.long(), anchor_logits, target_logits, table)
+        logits, ids = top_k(anchor_logits, TOP_B)
+        return merging(logits, ids.long(), anchor_logits, target_logits, table)
 
     return peer

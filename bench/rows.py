@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -56,21 +57,47 @@ def machine() -> Machine:
     )
 
 
+class Writer:
+    """A file of rows (replaced whole) that holds each as soon as it is added.
+
+    What was added stays there when the process is killed the moment after.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+
+    def add(self, row: Any) -> None:
+        """Append a dataclass row with its machine."""
+        self._file.write(json.dumps({**asdict(row), "machine": asdict(machine())}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def write(name: str, rows: list[Any]) -> Path:
     """Write dataclass rows, each with its machine, to ``results/<name>.jsonl`` (replaced whole)."""
-    path = RESULTS / f"{name}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    lines = [json.dumps({**asdict(row), "machine": asdict(machine())}) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    writer = Writer(RESULTS / f"{name}.jsonl")
+    for row in rows:
+        writer.add(row)
+    writer.close()
+    return writer.path
 
 
 def read(name: str) -> list[dict[str, Any]]:
     """Read the rows of ``results/<name>.jsonl``; none where there is no such file."""
-    path = RESULTS / f"{name}.jsonl"
+    return read_file(RESULTS / f"{name}.jsonl")
+
+
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """Read a file of rows; none where there is none. A last line that was cut off is left out."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole if line]
 
 
 def _cpu_name() -> str:
@@ -92,6 +119,9 @@ def _triton_version() -> str:
 
 
 def _commit() -> str:
+    told = os.environ.get("BENCH_COMMIT")  # where the files were copied to without their history
+    if told:
+        return told
     commit = _output("git", "-C", str(_REPO), "rev-parse", "--short=10", "HEAD")
     dirty = _output("git", "-C", str(_REPO), "status", "--porcelain", "--", "alignbeam", "csrc")
     return f"{commit}+" if commit and dirty else commit

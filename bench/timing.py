@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -77,54 +78,82 @@ def take_turns(
     return samples
 
 
-def take_turns_on_gpu(
-    works: dict[str, list[Work]], budget_s: float, *, graph: bool, least: int = 10, most: int = 100
-) -> dict[str, Samples]:
-    """Time functions on the current GPU by events, each sample one pass over all its variants.
+@dataclass(frozen=True)
+class Pass:
+    """Several calls in one CUDA graph."""
 
-    ``works`` gives each name one callable per input buffer: enough buffers to exceed the L2 cache
-    several times keep it cold, one keeps it hot. With ``graph`` the pass is one CUDA graph, so that
-    no launch costs are in it. A name whose work cannot be captured is left out.
+    replay: Work
+    calls: int
+    nodes: int  # of the graph, all calls together
+
+
+def capture(variants: list[Work]) -> Pass:
+    """Capture one call of each variant, in order, into one graph.
+
+    Over enough input buffers to exceed the L2 cache several times it stays cold; a variant that is
+    repeated finds it hot. RuntimeError where the work cannot be captured, as what synchronises.
     """
-    passes: dict[str, Work] = {}
-    for name, variants in works.items():
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for variant in variants[:3]:  # allocators, lazily loaded kernels, workspaces
+            variant()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
         for variant in variants:
             variant()
-        torch.cuda.synchronize()
-        captured = _capture(variants) if graph else (lambda all_of=variants: [f() for f in all_of])
-        if captured is not None:
-            passes[name] = captured
+    nodes = _node_count(graph.raw_cuda_graph())
+    graph.instantiate()
+    graph.replay()
+    torch.cuda.synchronize()
+    return Pass(graph.replay, len(variants), nodes)
+
+
+def _node_count(graph: int) -> int:
+    count = ctypes.c_size_t()
+    if ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(
+        ctypes.c_void_p(graph), None, ctypes.byref(count)
+    ):
+        raise RuntimeError("cuGraphGetNodes failed")
+    return count.value
+
+
+def take_turns_on_gpu(
+    passes: dict[str, Pass], budget_s: float, least: int = 5, most: int = 60
+) -> dict[str, Samples]:
+    """Time graphs on the current GPU by events, in turns; a sample is the mean of their calls."""
     samples = {name: Samples() for name in passes}
     begin = time.perf_counter()
     for turn in range(most):
         if turn >= least and time.perf_counter() - begin > budget_s:
             break
-        for name, run in passes.items():
+        for name, one in passes.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            run()
+            one.replay()
             end.record()
             end.synchronize()
-            samples[name].wall.append(start.elapsed_time(end) / 1e3 / len(works[name]))
+            samples[name].wall.append(start.elapsed_time(end) / 1e3 / one.calls)
     return samples
 
 
-def _capture(variants: list[Work]) -> Work | None:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(stream):
-            for variant in variants:
-                variant()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for variant in variants:
-                variant()
-    except RuntimeError:  # it synchronises, as naive peers do
-        torch.cuda.synchronize()
-        return None
-    return graph.replay
+def host_costs(works: dict[str, Work], turns: int = 7, calls: int = 20) -> dict[str, Samples]:
+    """Time what a call costs the host that queues it, in turns; a sample is the mean of ``calls``.
+
+    The queue of a GPU holds about a thousand launches; so few calls never wait for room in it.
+    """
+    samples = {name: Samples() for name in works}
+    for _ in range(turns):
+        for name, work in works.items():
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(calls):
+                work()
+            samples[name].wall.append((time.perf_counter() - begin) / calls)
+    torch.cuda.synchronize()
+    return samples
 
 
 @contextmanager
