@@ -23,6 +23,14 @@ _SETS = {
 }
 
 
+OURS = ("ours", "triton")
+# Microseconds of a call on an H200, bf16, in a graph, L2 cold, by R: (gate, stretch).
+CUDA_US = {1: (8, 5.5), 3: (8, 5.5), 24: (12, 8.5), 96: (21, 17.5), 256: (44, 39)}
+_COPY_SHARE = (0.76, 0.86)  # of the measured copy bandwidth, at R = 256
+_TIMES_FASTER = (4, 8)  # than the best peer
+_TRITON = {1: 1.6, 3: 1.6, 96: 1.12, 256: 1.12}  # times CUDA's time at most
+
+
 def pick(found: Found, **wanted: Any) -> Found:
     return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
@@ -115,6 +123,87 @@ def targets(sets: dict[str, Found]) -> str:
     return f"{table}\n\n{memory_bound(sets.get('cpu', []))}"
 
 
+def cuda_table(found: Found, dtype: str) -> str:
+    """One line per system, one column per R: microseconds a call (p50); then what they mean.
+
+    ``found`` holds rows of one timer. Peers have their ratio to ours in brackets.
+    """
+    group = pick(found, op="mix_topk", kind="peaked", dtype=dtype)
+    counts = sorted({row["rows"] for row in group})
+    lines = []
+    for system in dict.fromkeys(row["system"] for row in group):
+        cells = []
+        for count in counts:
+            row = next(iter(pick(group, system=system, rows=count)), None)
+            ratio = row["ratio_to_ours_p50"] if row and system in bench_mix_topk.HONEST else None
+            times = f" ({ratio:.1f}x)" if ratio is not None and not math.isnan(ratio) else ""
+            cells.append(number(row["p50_us"]) + times if row else "")
+        lines.append([_CALLED.get(system, system), *cells])
+    return markdown_table([f"{dtype}, us a call", *(f"R = {count}" for count in counts)], lines)
+
+
+_CALLED = {
+    "ours": "**mix_topk, CUDA**",
+    "triton": "mix_topk, Triton",
+    "copy": "device copy of the anchor's logits",
+    "read": "a kernel that only reads both",
+    "flashinfer": "FlashInfer top-k + eager merge",
+    "flashinfer_compiled": "FlashInfer top-k + compiled merge",
+}
+
+
+def other_inputs(found: Found) -> str:
+    """The inputs made to defeat a select: microseconds of ours and of the best peer."""
+    cold = pick(found, op="mix_topk", timer="graph, cold L2")
+    parts: dict[str, list[str]] = {}
+    for row in cold:
+        if row["kind"] == "peaked" or row["system"] not in OURS:
+            continue
+        same = {key: row[key] for key in ("dtype", "rows", "kind")}
+        best = best_peer(pick(cold, **same))
+        peer = f", best peer {number(best['p50_us'])}" if best else ""
+        parts.setdefault(f"{row['dtype']}, R = {row['rows']}, {row['kind']}", []).append(
+            f"{row['system']} {number(row['p50_us'])} us{peer}"
+        )
+    return "; ".join(f"{where}: {', '.join(said)}" for where, said in parts.items())
+
+
+def cuda_targets(found: Found) -> str:
+    """Each target for CUDA and Triton, what was measured for it, and whether that meets it."""
+    cold = pick(found, op="mix_topk", kind="peaked", timer="graph, cold L2")
+    copy = next(iter(pick(found, op="roofline", system="copy")), None)
+    lines = []
+    for row in sorted(pick(cold, system="ours"), key=lambda row: (row["dtype"], row["rows"])):
+        count, dtype = row["rows"], row["dtype"]
+        same = pick(cold, rows=count, dtype=dtype)
+        where = f"R = {count}, {dtype}"
+        us = row["p50_us"]
+        if dtype == "bf16" and count in CUDA_US:
+            gate, stretch = CUDA_US[count]
+            lines.append([f"us, {where}", f"{gate}", f"{stretch}", number(us),
+                          met(-us, -gate, -stretch)])  # fmt: skip
+        if copy is not None and count >= 96:
+            share = row["gb_per_s"] / copy["gb_per_s"]
+            judged = met(share, *_COPY_SHARE) if count == 256 else "no target"
+            lines.append([f"share of copy bandwidth, {where}", f"{_COPY_SHARE[0]}",
+                          f"{_COPY_SHARE[1]}", f"{share:.2f}", judged])  # fmt: skip
+        best = best_peer(same)
+        if best is not None:
+            times = best["ratio_to_ours_p50"]
+            lines.append([f"times faster than {best['system']}, {where}", f"{_TIMES_FASTER[0]}",
+                          f"{_TIMES_FASTER[1]}", f"{times:.1f}",
+                          met(times, *_TIMES_FASTER)])  # fmt: skip
+        for triton in pick(same, system="triton"):
+            if count in _TRITON:
+                times = triton["ratio_to_ours_p50"]
+                lines.append([f"Triton, times CUDA's time, {where}", f"{_TRITON[count]}", "",
+                              f"{times:.2f}",
+                              "gate" if times <= _TRITON[count] else "missed"])  # fmt: skip
+    if not lines:
+        return ""
+    return markdown_table(["target", "gate", "stretch", "measured", "met"], lines)
+
+
 def met(value: float, gate: float, stretch: float) -> str:
     """Name what a value reaches; more is better."""
     return "stretch" if value >= stretch else "gate" if value >= gate else "missed"
@@ -158,6 +247,8 @@ def section(name: str, found: Found) -> str:
         "B = 50, K = 3, alpha = 0.5, peaked logits unless said otherwise."
     ]
     main = [row for row in pick(found, op="mix_topk", kind="peaked")]
+    if device == "cuda":
+        return "\n\n".join([*parts, *cuda_section(found)])
     for dtype in dict.fromkeys(row["dtype"] for row in main):
         for threads in dict.fromkeys(row["threads"] for row in main):
             for timer in dict.fromkeys(row["timer"] for row in main):
@@ -189,6 +280,22 @@ def section(name: str, found: Found) -> str:
     return "\n\n".join(parts)
 
 
+def cuda_section(found: Found) -> list[str]:
+    """Every timer's tables, then the other inputs and the card's own bandwidths."""
+    main = pick(found, op="mix_topk", kind="peaked")
+    parts = []
+    for timer in dict.fromkeys(row["timer"] for row in main):
+        group = pick(main, timer=timer)
+        tables = [cuda_table(group, name) for name in dict.fromkeys(r["dtype"] for r in group)]
+        parts.append("\n\n".join([f"### {timer}", *tables]))
+    if other := other_inputs(found):
+        parts.append(f"Other inputs, in a graph, cold: {other}.")
+    bounds = [f"{r['system']} {r['gb_per_s']:,.0f} GB/s" for r in pick(found, op="roofline")]
+    if bounds:
+        parts.append(f"Over a gibibyte: {', '.join(bounds)}.")
+    return parts
+
+
 def plot(name: str, found: Found, path: Path) -> bool:
     """Draw the ratios against R; False where matplotlib is missing."""
     try:
@@ -204,7 +311,7 @@ def plot(name: str, found: Found, path: Path) -> bool:
         first = (group[0]["threads"], group[0]["timer"])
         group = [row for row in group if (row["threads"], row["timer"]) == first]
         for system in dict.fromkeys(row["system"] for row in group):
-            if system in ("ours", "kernel"):
+            if system in ("ours", "kernel", "copy", "read"):
                 continue
             line = sorted(pick(group, system=system), key=lambda row: row["rows"])
             axis.plot(
@@ -226,6 +333,8 @@ def main() -> None:
     sets = {name: bench_rows.read(f"mix_topk_{name}") for name in _SETS}
     sets = {name: found for name, found in sets.items() if found}
     sections = [f"## Targets\n\n{targets(sets)}"] if "cpu" in sets else []
+    if "cuda" in sets:
+        sections.append(f"## Targets on a GPU\n\n{cuda_targets(sets['cuda'])}")
     for name, found in sets.items():
         sections.append(section(name, found))
         path = bench_rows.RESULTS / f"mix_topk_{name}.svg"

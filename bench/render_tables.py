@@ -75,8 +75,14 @@ def systems() -> str:
 
 
 def decode() -> str:
-    """What an answer costs: ``bench/bench_decode.py``."""
-    found = [row for row in rows.read("decode") if row["system"] != "plain"]
+    """What an answer costs: ``bench/bench_decode.py``, on a CPU and on a GPU."""
+    tables = [answers(rows.read(name)) for name in ("decode", "decode_cuda")]
+    return "\n\n".join(table for table in tables if table)
+
+
+def answers(found: list[Row]) -> str:
+    """One machine's answers, and the conditions."""
+    found = [row for row in found if row["system"] != "plain"]
     lines = [
         [
             f"{row['models']}, {row['device']}, K = {row['beams']}: {row['system']}",
@@ -93,49 +99,111 @@ def decode() -> str:
     first = found[0]
     machine = first["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {first['threads']} threads"
+    turns = "runs, one system at a time" if machine["gpu"] else "interleaved runs"
     return (
         f"{markdown_table(header, lines)}\n\n"
         f"Conditions: {where}; {first['new_tokens']} new tokens, "
-        f"N = {max(row['mix_steps'] for row in found)}, medians of {first['runs']} interleaved "
-        f"runs, {first['dtype']}, torch {machine['torch']}, commit {machine['commit']}. "
+        f"N = {max(row['mix_steps'] for row in found)}, medians of {first['runs']} "
+        f"{turns}, {first['dtype']}, torch {machine['torch']}, commit {machine['commit']}. "
         "`best_of_k` samples K answers of the target for the same judge. Columns on the right: "
         "milliseconds by part."
     )
 
 
 def kernel() -> str:
-    """What one mixing step costs: ``bench/bench_mix_topk.py``."""
+    """What one mixing step costs on a CPU: ``bench/bench_mix_topk.py``."""
+    found = rows.read("mix_topk_cpu")
+    main = render_mix_topk.pick(found, op="mix_topk", kind="peaked")
+    if not main:
+        return ""
+    first = main[0]
+    machine = first["machine"]
     parts = []
-    for device in ("cpu", "cuda"):
-        found = rows.read(f"mix_topk_{device}")
-        main = render_mix_topk.pick(found, op="mix_topk", kind="peaked")
-        if not main:
-            continue
-        first = main[0]
-        machine = first["machine"]
-        where = machine["gpu"] or f"{machine['cpu']}, {first['isa']}, {first['threads']} thread"
-        for dtype in dict.fromkeys(row["dtype"] for row in main):
-            group = render_mix_topk.pick(
-                main, dtype=dtype, threads=first["threads"], timer=first["timer"]
-            )
-            parts.append(f"{dtype}, {where}:\n\n{render_mix_topk.headline(group)}")
-        parts.append(
-            f"Conditions: {first['anchor_width']:,} anchor logits -> {first['target_width']:,} "
-            "target logits (Qwen2.5 -> Llama-3), B = 50, K = 3, peaked logits; medians, peers in "
-            f"turns in one process, {'CPU' if first['basis'] == 'cpu' else 'wall'} time "
-            f"({first['timer']}); torch {machine['torch']}, commit {machine['commit']}, "
-            f"{machine['utc'][:10]}. The best peer is the fastest of what a capable reader would "
-            "write: top-k on logits with two log-sum-exps, and torch.compile of it and of the "
-            "plain version. [Targets met and missed, all inputs, peers and thread "
-            "counts](../bench/results/mix_topk.md)."
+    for dtype in dict.fromkeys(row["dtype"] for row in main):
+        group = render_mix_topk.pick(
+            main, dtype=dtype, threads=first["threads"], timer=first["timer"]
         )
-        if first["device"] == "cpu":
-            parts.append(render_mix_topk.memory_bound(found))
-        if (rows.RESULTS / f"mix_topk_{device}.svg").is_file():
-            parts.append(
-                f"![how many times longer each peer takes](../bench/results/mix_topk_{device}.svg)"
-            )
+        parts.append(
+            f"{dtype}, {machine['cpu']}, {first['isa']}, {first['threads']} thread:\n\n"
+            f"{render_mix_topk.headline(group)}"
+        )
+    parts.append(
+        f"Conditions: {first['anchor_width']:,} anchor logits -> {first['target_width']:,} "
+        "target logits (Qwen2.5 -> Llama-3), B = 50, K = 3, peaked logits; medians, peers in "
+        f"turns in one process, {'CPU' if first['basis'] == 'cpu' else 'wall'} time "
+        f"({first['timer']}); torch {machine['torch']}, commit {machine['commit']}, "
+        f"{machine['utc'][:10]}. The best peer is the fastest of what a capable reader would "
+        "write: top-k on logits with two log-sum-exps, and torch.compile of it and of the "
+        "plain version. [Targets met and missed, all inputs, peers and thread "
+        "counts](../bench/results/mix_topk.md)."
+    )
+    parts.append(render_mix_topk.memory_bound(found))
+    if (rows.RESULTS / "mix_topk_cpu.svg").is_file():
+        parts.append("![how many times longer each peer takes](../bench/results/mix_topk_cpu.svg)")
     return "\n\n".join(parts)
+
+
+def kernel_cuda() -> str:
+    """What one mixing step costs on a GPU, and what was measured before there were rows."""
+    return cuda_page(rows.read("mix_topk_cuda"), rows.read("mix_topk_prototype"))
+
+
+def cuda_page(found: list[Row], before: list[Row]) -> str:
+    """The kernel as it is, where it was measured; then the figures from before."""
+    parts = ["The kernel as it is now has not been timed on a GPU yet."]
+    if render_mix_topk.pick(found, op="mix_topk", kind="peaked"):
+        machine = found[0]["machine"]
+        cold = render_mix_topk.pick(found, timer="graph, cold L2")
+        dtypes = dict.fromkeys(row["dtype"] for row in cold if row["op"] == "mix_topk")
+        parts = [
+            *(render_mix_topk.cuda_table(cold, dtype) for dtype in dtypes),
+            f"Conditions: {machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, "
+            f"torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}, "
+            f"{machine['utc'][:10]}; Qwen2.5 -> Llama-3, B = 50, K = 3, peaked logits, medians in "
+            "a CUDA graph with the L2 cache cold. [Hot caches, host times, other "
+            "inputs](../bench/results/mix_topk.md).",
+            render_mix_topk.cuda_targets(found),
+        ]
+    if before:
+        machine = before[0]["machine"]
+        parts.append(
+            f"**Not this code's figures.** A prototype, measured on an {machine['gpu']} on "
+            f"{machine['utc'][:10]} (driver {machine['driver']}, torch {machine['torch']}, same "
+            "protocol), and the CUDA kernel of that day, which is superseded: what a GPU rewards, "
+            "and what the kernel is held to."
+        )
+        parts += [_before(before, dtype) for dtype in dict.fromkeys(r["dtype"] for r in before)]
+    return "\n\n".join(parts)
+
+
+_BEFORE = {
+    "prototype": "prototype",
+    "superseded": "CUDA kernel of that day (superseded)",
+    "smart_eager": "top-k on logits, two log-sum-exps, merge",
+    "compile_smart_eager": "the same, torch.compile",
+    "flashinfer": "FlashInfer 0.7.2 top-k, eager merge",
+    "flashinfer_compiled": "FlashInfer 0.7.2 top-k, compiled merge",
+    "copy": "device copy of the anchor's logits",
+}
+
+
+def _before(before: list[Row], dtype: str) -> str:
+    found = render_mix_topk.pick(before, dtype=dtype)
+    columns = list(dict.fromkeys((row["kind"], row["rows"]) for row in found))
+    lines = []
+    for system, called in _BEFORE.items():
+        us = {(r["kind"], r["rows"]): r["p50_us"] for r in found if r["system"] == system}
+        if us:
+            lines.append([called, *(f"{us[at]:,g}" if at in us else "" for at in columns)])
+    if dtype == "bf16":
+        gates = render_mix_topk.CUDA_US
+        cells = [
+            f"{gates[count][0]} / {gates[count][1]}" if kind == "peaked" else ""
+            for kind, count in columns
+        ]
+        lines.append(["gate / stretch", *cells])
+    heads = [f"R = {n}" + ("" if kind == "peaked" else f", {kind} rows") for kind, n in columns]
+    return markdown_table([f"{dtype}, us a call", *heads], lines)
 
 
 def bridge() -> str:
@@ -167,7 +235,12 @@ _PARTS = ("target", "anchor", "mix", "judge", "other")
 #: What is written between which markers, by page.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"systems": systems},
-    "docs/speed.md": {"decode": decode, "kernel": kernel, "bridge": bridge},
+    "docs/speed.md": {
+        "decode": decode,
+        "kernel": kernel,
+        "kernel_cuda": kernel_cuda,
+        "bridge": bridge,
+    },
 }
 
 
