@@ -243,13 +243,15 @@ def main() -> int:
         return 2
     if arguments.commit:
         os.environ["BENCH_COMMIT"] = arguments.commit
-    # Asked to end, it stops the step and still sums up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return measure(found, most, time.monotonic() + arguments.total, out)
 
 
 def measure(found: list[Step], most: dict[str, float], end: float, out: Path) -> int:
-    """Run the steps; write and print the summary whatever happens."""
+    """Run the steps; write and print the summary whatever happens.
+
+    Asked to end (SIGTERM), it stops the step and still sums up.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
     log.write_text(f"{rows.machine()}\n", encoding="utf-8")

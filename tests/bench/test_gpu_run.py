@@ -197,6 +197,33 @@ def test_rows_outlive_the_process_that_is_killed_while_it_writes(tmp_path: Path)
     assert {row["machine"]["commit"] for row in found} == {"told"}
 
 
+def test_run_that_is_ended_stops_its_step_and_sums_up(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; sys.path.insert(0, 'bench')\n"
+        "import on_gpu\nfrom pathlib import Path\n"
+        "step = lambda name, code: on_gpu.Step(name, 60, '', [on_gpu.Command("
+        "[sys.executable, '-c', code])])\n"
+        "steps = [step('first', ''), step('second', 'import time; time.sleep(600)')]\n"
+        f"on_gpu.measure(steps, {{'first': 60, 'second': 600}}, time.monotonic() + 900, "
+        f"Path({str(tmp_path)!r}))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPO, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    ) as process:  # fmt: skip
+        log = tmp_path / "log.txt"
+        for _ in range(1200):
+            if log.exists() and "sleep(600)" in log.read_text():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert [row["step"] for row in bench_rows.read_file(tmp_path / "steps.jsonl")] == ["first"]
+    assert "first: ok" in said
+    assert (tmp_path / "summary.md").read_text() in said
+
+
 def test_summary_judges_each_target_by_the_best_peer_and_the_copy() -> None:
     table = [
         [cell.strip() for cell in line.split("|")[1:-1]]
