@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
 from alignbeam.config import RoleConfig
 from alignbeam.errors import ModelLoadError, TokenizerError
@@ -68,6 +69,8 @@ def load_weights(name: str, config: RoleConfig) -> Any:
         keywords["quantization_config"] = BitsAndBytesConfig(**config.quantization)
         keywords.setdefault("device_map", device)
     try:
+        if _found(path, "adapter_config.json", config.revision):  # transformers would take it
+            _check_adapter(path, config.revision)
         model = AutoModelForCausalLM.from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, **keywords
         )
@@ -75,6 +78,8 @@ def load_weights(name: str, config: RoleConfig) -> Any:
             model = _with_adapter(model, config.adapter)
         if "device_map" not in keywords:
             model = model.to(device)
+    except ModelLoadError:
+        raise
     except Exception as error:  # every library on the way has exceptions of its own
         raise ModelLoadError(f"cannot load the {name} from {path}: {_first_line(error)}") from error
     return model
@@ -87,7 +92,30 @@ def _with_adapter(model: Any, adapter: str) -> Any:
         raise ModelLoadError(
             f"adapter {adapter} needs the peft package: pip install peft"
         ) from error
+    _check_adapter(adapter)
     return PeftModel.from_pretrained(model, adapter).get_base_model()
+
+
+def _check_adapter(adapter: str, revision: str | None = None) -> None:
+    """Refuse weights that are a pickle, which peft takes where there is nothing else."""
+    if not _found(adapter, "adapter_model.safetensors", revision):
+        raise ModelLoadError(
+            f"adapter {adapter} has no adapter_model.safetensors; a pickle (adapter_model.bin) is "
+            "not loaded: load it with peft where you trust it, and save_pretrained() it again"
+        )
+
+
+def _found(source: str, name: str, revision: str | None) -> bool:
+    # A missing file, and what cannot be asked for, is None; the loader behind says the latter.
+    found = cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
 
 
 def _check_folder(path: str, name: str) -> None:

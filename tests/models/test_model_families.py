@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import (
     ARCHITECTURES,
     byte_level_tokenizer,
@@ -251,6 +252,29 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save(role.model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelLoadError, match="safetensors"):
         Role.from_config("target", RoleConfig(model=str(tmp_path), device="cpu"))
+
+
+@pytest.mark.parametrize("where", ["adapter", "model"])
+def test_pickled_adapter_is_refused(tmp_path: Path, where: str) -> None:
+    """Given as an adapter, or as a model's folder, which transformers completes by itself."""
+    peft = pytest.importorskip("peft", reason="the peft package is not installed")
+    role = random_role("target", "llama", seed=8)
+    base, adapter = saved(role, tmp_path / "base"), tmp_path / "adapter"
+    role.model.name_or_path = str(base)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(role.model, settings).save_pretrained(adapter)
+    role.tokenizer.save_pretrained(adapter)
+    given = {
+        "adapter": {"model": str(base), "adapter": str(adapter)},
+        "model": {"model": str(adapter)},
+    }
+    config = RoleConfig(device="cpu", **given[where])
+    Role.from_config("target", config)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(weights, adapter / "adapter_model.bin")
+    with pytest.raises(ModelLoadError, match=r"adapter .* has no adapter_model\.safetensors"):
+        Role.from_config("target", config)
 
 
 def test_adapter_changes_the_logits_as_merging_it_does(tmp_path: Path) -> None:
