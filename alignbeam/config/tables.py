@@ -130,9 +130,14 @@ class RoleConfig(CheckedSettings):
     system_prompt : str or None
         Put before the conversation, for this role only.
     chat_template : str or None
-        Jinja text, or the path of a ``.jinja`` file, in place of the tokenizer's own template.
+        Jinja text, the path of a ``.jinja`` file, or the name of one of the tokenizer's own
+        templates; None is the one called ``default``.
     thinking : bool
         Leave a template's thinking mode on. The first tokens must be the answer's, so: False.
+    fold_turns : bool or None
+        Where the template does not take a system message, two turns of one role in a row, or an
+        assistant's turn at the head: put the text into a turn that it takes. None: for the anchor
+        and the judge, while a target's template refuses such requests.
     """
 
     model: str | None = None
@@ -145,6 +150,7 @@ class RoleConfig(CheckedSettings):
     system_prompt: str | None = None
     chat_template: str | None = None
     thinking: bool = False
+    fold_turns: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

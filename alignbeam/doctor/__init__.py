@@ -137,6 +137,20 @@ def _side_findings(sides: list[Side]) -> Iterator[Finding]:
                 "no chat template: the plain 'User: ... Assistant:' form is used; set "
                 f"{side.name}.chat_template if the model was trained on another",
             )
+        if side.folded:
+            yield Finding(
+                "note",
+                side.name,
+                f"the chat template does not take {', or '.join(side.folded)}: the text is put "
+                "into a turn that it takes",
+            )
+        if side.refused:
+            yield Finding(
+                "warn",
+                side.name,
+                f"the chat template does not take {', or '.join(side.refused)}: requests with it "
+                f"fail; {side.name}.fold_turns = true puts the text into a turn that it takes",
+            )
 
 
 def _pair_findings(target: Side, anchor: Side) -> Iterator[Finding]:

@@ -33,6 +33,8 @@ class Side:
         The text model's configuration; None for a folder with a tokenizer only.
     role : Role or None
         The loaded model, where loading was asked for.
+    folded, refused : tuple of str
+        See ``alignbeam.models.render.Renderer``.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Side:
     has_template: bool
     config: Any = None
     role: Role | None = None
+    folded: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
     def report(self) -> SideReport:
         """Return what a reader wants to know of this side."""
@@ -83,7 +87,8 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
     if load:
         role = Role.from_config(name, settings.replace(model=path))
         config = role.model.config.get_text_config()
-        return Side(name, source, role.vocabulary, role.has_template, config, role)
+        turns = role.folded, role.refused
+        return Side(name, source, role.vocabulary, role.has_template, config, role, *turns)
     tokenizer = load_tokenizer(path, name=name, revision=settings.revision)
     renderer = Renderer(
         tokenizer,
@@ -91,16 +96,18 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
         system_prompt=settings.system_prompt,
         chat_template=template_text(settings.chat_template),
         thinking=settings.thinking,
+        fold_turns=settings.fold_turns,
     )
     config = _text_config(path)
     vocabulary = Vocabulary.of(
         tokenizer,
         None if config is None else config.vocab_size,
-        end_token_ids(tokenizer, _generation_config(path)),
+        end_token_ids(tokenizer, _generation_config(path), renderer.own_template),
         renderer.opening(),
         name,
     )
-    return Side(name, source, vocabulary, renderer.has_template, config)
+    turns = renderer.folded, renderer.refused
+    return Side(name, source, vocabulary, renderer.has_template, config, None, *turns)
 
 
 def weights_folder(settings: RoleConfig, name: str) -> Path | None:

@@ -10,14 +10,15 @@ difference refuses the prompt.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
+from collections.abc import Callable
 from typing import Any, Final
 
-from jinja2.exceptions import TemplateError
-
-from alignbeam.errors import PromptError
+from alignbeam.errors import ModelLoadError, PromptError
 from alignbeam.models.conversation import Message, Prompt, as_messages
+from alignbeam.vocab.chat_template import DROPPED, KEPT, ChatTemplate, chosen_template, holds
 from alignbeam.vocab.retokenize import plain_encode
 
 #: For models without a template of their own. Declares its opening like every template: by what
@@ -29,6 +30,12 @@ PLAIN_TEMPLATE: Final = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+
+SYSTEM: Final = "a system message"
+NEIGHBOURS: Final = "two turns of one role in a row"
+GREETING: Final = "an assistant's turn before the user's"
+#: What not every template takes, and the conversations of its trial that show it.
+_UNUSUAL: Final = {NEIGHBOURS: ("uu", "uaau"), GREETING: ("au",), SYSTEM: ("su", "suauauauau")}
 
 #: Stands for an answer when a template is probed; a letter, so that no blank merges with it.
 _PROBE: Final = "X"
@@ -46,9 +53,26 @@ class Renderer:
     system_prompt : str or None
         Put before the conversation (and before a system message of its own).
     chat_template : str or None
-        Jinja text instead of the tokenizer's template.
+        Jinja text instead of the tokenizer's template, or the name of one of its templates.
     thinking : bool
         Leave the template's thinking mode on.
+    fold_turns : bool or None
+        Where the template does not take a system message, or turns in another order than user,
+        assistant, user: put the text into a turn that it takes. None: for all but the target.
+
+    Attributes
+    ----------
+    template : ChatTemplate
+        The one in use.
+    has_template : bool
+        Whether one is declared; else it is ``PLAIN_TEMPLATE``.
+    folded, refused : tuple of str
+        What the template does not take, and is folded, or refused in requests.
+
+    Raises
+    ------
+    ModelLoadError
+        The template cannot be used, or leaves out text of messages and is not to be helped.
     """
 
     def __init__(
@@ -59,14 +83,27 @@ class Renderer:
         system_prompt: str | None = None,
         chat_template: str | None = None,
         thinking: bool = False,
+        fold_turns: bool | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._name = name
         self._system_prompt = system_prompt
-        self._thinking = thinking
-        self.has_template = chat_template is not None or tokenizer.chat_template is not None
-        own = chat_template if chat_template is not None else tokenizer.chat_template
-        self._template = own if own is not None else PLAIN_TEMPLATE
+        own = chosen_template(tokenizer, chat_template, name)
+        self.has_template = own is not None
+        text = PLAIN_TEMPLATE if own is None else own
+        self.template = ChatTemplate.of(tokenizer, text, name, thinking=thinking)
+        unfit = {what: self.template.outcome(*trials) for what, trials in _UNUSUAL.items()}
+        found = tuple(what for what, outcome in unfit.items() if outcome != KEPT)
+        fold = name != "target" if fold_turns is None else fold_turns
+        self.folded: tuple[str, ...] = found if fold else ()
+        self.refused: tuple[str, ...] = () if fold else found
+        lost = [what for what in self.refused if unfit[what] == DROPPED]
+        if lost:
+            raise ModelLoadError(
+                f"the {name}'s chat template leaves out the text of {lost[0]}; set "
+                f"{name}.fold_turns = true to put it into a turn that is kept, or set "
+                f"{name}.chat_template"
+            )
         named = set(tokenizer.all_special_tokens)
         # Control is also what plain text must not become although its file forgets to call it
         # special: phi-3's </s>, deepseek-coder's <|EOT|>.
@@ -83,9 +120,14 @@ class Renderer:
         self._control = re.compile("|".join(map(re.escape, self._spellings)) or "(?!)")
         self._skeletons: dict[tuple[str, ...], list[int]] = {}
 
+    @property
+    def own_template(self) -> ChatTemplate | None:
+        """The template, where one is declared."""
+        return self.template if self.has_template else None
+
     def text(self, prompt: Prompt) -> str:
         """Render messages to the prompt text, generation prompt included."""
-        return self._render(self._with_system(as_messages(prompt)), answer=False)
+        return self._render(self._fitted(prompt))
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Render messages to prompt ids in which user text is never a control token.
@@ -96,16 +138,16 @@ class Renderer:
             The messages are no prompt, the template refuses them, or their text would forge
             control tokens in spite of everything.
         """
-        messages = self._with_system(as_messages(prompt))
+        messages = self._fitted(prompt)
         if any(self._control.search(m["content"]) for m in messages):
             ids = self._encode_armoured(messages)
         else:
-            ids = self._encode(self._render(messages, answer=False))
+            ids = self._encode(self._render(messages))
         # The roles decide the skeleton: what a template adds does not depend on the words.
         key = tuple(m["role"] for m in messages)
         if key not in self._skeletons:
             plain = [{"role": m["role"], "content": _PROBE} for m in messages]
-            self._skeletons[key] = self._controls(self._encode(self._render(plain, answer=False)))
+            self._skeletons[key] = self._controls(self._encode(self._render(plain)))
         if self._controls(ids) != self._skeletons[key]:
             raise PromptError(
                 f"the {self._name}'s tokenizer turns text of these messages into control tokens; "
@@ -119,10 +161,11 @@ class Renderer:
         Empty where the template renders an answered conversation differently from its own
         generation prompt (as templates with thinking blocks do): then it declares nothing.
         """
-        asked = self._with_system([{"role": "user", "content": _PROBE}])
-        prompt = self._render(asked, answer=False)
+        asked = self._fitted(_PROBE)
+        prompt = self._render(asked)
         # A second letter, lest the probe's first one be found inside the prompt.
-        answered = self._render([*asked, {"role": "assistant", "content": _PROBE}], answer=True)
+        answer = {"role": "assistant", "content": _PROBE}
+        answered = self.template.render([*asked, answer], answer=True)
         if not answered.startswith(prompt):
             return b""
         before, found, _ = answered[len(prompt) :].partition(_PROBE)
@@ -130,28 +173,34 @@ class Renderer:
             return b""
         return before.encode()
 
-    def _with_system(self, messages: list[Message]) -> list[Message]:
-        if self._system_prompt is None:
-            return messages
-        own = self._system_prompt
-        if messages[0]["role"] == "system":
-            own, messages = f"{own}\n\n{messages[0]['content']}", messages[1:]
-        return [{"role": "system", "content": own}, *messages]
+    def _fitted(self, prompt: Prompt) -> list[Message]:
+        """Messages as the template takes them, the role's own system prompt in front."""
+        messages = as_messages(prompt)
+        if self._system_prompt is not None:
+            own = self._system_prompt
+            if messages[0]["role"] == "system":
+                own, messages = f"{own}\n\n{messages[0]['content']}", messages[1:]
+            messages = [{"role": "system", "content": own}, *messages]
+        for what in self.folded:
+            messages = _FOLDS[what](messages)
+        return messages
 
-    def _render(self, messages: list[Message], *, answer: bool) -> str:
+    def _render(self, messages: list[Message]) -> str:
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=not answer,
-                enable_thinking=self._thinking,
-            )
-        except TemplateError as error:
+            rendered = self.template.render(messages)
+        except PromptError as error:
+            if not self.refused:
+                raise
             raise PromptError(
-                f"the {self._name}'s chat template refuses these messages: {error}"
+                f"{error} (it does not take {', or '.join(self.refused)}; "
+                f"{self._name}.fold_turns = true lets it)"
             ) from error
-        return str(rendered)
+        # Words that a user can have left out would be words that the others are asked without.
+        if not holds(rendered, [m for m in messages if m["role"] == "user"]):
+            raise PromptError(
+                f"the {self._name}'s chat template leaves out or changes text of these messages"
+            )
+        return rendered
 
     def _encode(self, text: str) -> list[int]:
         # The template spells its own begin-of-text token, so none is added here.
@@ -168,7 +217,7 @@ class Renderer:
         for message in messages:
             content = self._control.sub(lambda match: placeholders[match[0]], message["content"])
             armoured.append({"role": message["role"], "content": content})
-        rendered = self._render(armoured, answer=False)
+        rendered = self._render(armoured)
         first, *rest = re.split(f"\ue000{nonce}:(\\d+)\ue001", rendered)
         ids = self._encode(first)
         for number, text in zip(rest[::2], rest[1::2], strict=True):
@@ -179,3 +228,41 @@ class Renderer:
             at = own.start() if own else len(text)
             ids += plain_encode(self._tokenizer, text[:at]) + self._encode(text[at:])
         return ids
+
+
+def _with_system_in_user(messages: list[Message]) -> list[Message]:
+    system, *rest = messages
+    return messages if system["role"] != "system" else _before_user(system["content"], rest)
+
+
+def _with_greeting_in_user(messages: list[Message]) -> list[Message]:
+    at = 1 if messages[0]["role"] == "system" else 0
+    greetings = list(itertools.takewhile(lambda m: m["role"] == "assistant", messages[at:]))
+    rest = messages[at + len(greetings) :]
+    for greeting in reversed(greetings):
+        rest = _before_user(f"Assistant message: {greeting['content']}", rest)
+    return [*messages[:at], *rest]
+
+
+def _before_user(text: str, messages: list[Message]) -> list[Message]:
+    at = next(n for n, message in enumerate(messages) if message["role"] == "user")
+    joined = {"role": "user", "content": f"{text}\n\n{messages[at]['content']}"}
+    return [*messages[:at], joined, *messages[at + 1 :]]
+
+
+def _with_neighbours_joined(messages: list[Message]) -> list[Message]:
+    joined: list[Message] = []
+    for message in messages:
+        if joined and joined[-1]["role"] == message["role"]:
+            text = f"{joined[-1]['content']}\n\n{message['content']}"
+            joined[-1] = {"role": message["role"], "content": text}
+        else:
+            joined.append(message)
+    return joined
+
+
+_FOLDS: Final[dict[str, Callable[[list[Message]], list[Message]]]] = {
+    SYSTEM: _with_system_in_user,
+    NEIGHBOURS: _with_neighbours_joined,
+    GREETING: _with_greeting_in_user,
+}

@@ -39,7 +39,7 @@ class Role:
         Any causal LM of transformers, in evaluation mode.
     tokenizer : PreTrainedTokenizerFast
         Its tokenizer, with a declared decoder.
-    system_prompt, chat_template, thinking
+    system_prompt, chat_template, thinking, fold_turns
         See ``RoleConfig``.
 
     Attributes
@@ -68,6 +68,7 @@ class Role:
         system_prompt: str | None = None,
         chat_template: str | None = None,
         thinking: bool = False,
+        fold_turns: bool | None = None,
     ) -> None:
         self.name = name
         self.model = model.eval()
@@ -80,12 +81,15 @@ class Role:
             system_prompt=system_prompt,
             chat_template=chat_template,
             thinking=thinking,
+            fold_turns=fold_turns,
         )
         head = model.get_output_embeddings()
         self.vocabulary = vocabulary = Vocabulary.of(
             tokenizer,
             text_config.vocab_size if head is None else head.weight.shape[0],
-            end_token_ids(tokenizer, getattr(model, "generation_config", None)),
+            end_token_ids(
+                tokenizer, getattr(model, "generation_config", None), self._renderer.own_template
+            ),
             self._renderer.opening(),
             name,
         )
@@ -126,6 +130,7 @@ class Role:
             system_prompt=config.system_prompt,
             chat_template=template_text(config.chat_template),
             thinking=config.thinking,
+            fold_turns=config.fold_turns,
         )
 
     @property
@@ -149,6 +154,16 @@ class Role:
     def has_template(self) -> bool:
         """Whether a chat template is declared (else the plain ``User: ... Assistant:`` is used)."""
         return self._renderer.has_template
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """What the template does not take, and is folded. See ``Renderer``."""
+        return self._renderer.folded
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """What the template does not take, so that requests with it fail. See ``Renderer``."""
+        return self._renderer.refused
 
     @property
     def pad_id(self) -> int:

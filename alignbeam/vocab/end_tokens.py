@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from jinja2 import TemplateError
-
+from alignbeam.errors import ModelLoadError, PromptError
+from alignbeam.vocab.chat_template import ChatTemplate, chosen_template
 from alignbeam.vocab.tokenizer_file import added_tokens, backend_of, describe
 
 # End-of-turn and end-of-text names of the families in use. Counted only where the tokenizer has
@@ -38,7 +38,9 @@ _CHANNEL_END, _CHANNEL_RETURN = "<|end|>", "<|return|>"
 _ANSWER = "answer"
 
 
-def end_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+def end_token_ids(
+    tokenizer: Any, generation_config: Any = None, template: ChatTemplate | None = None
+) -> tuple[int, ...]:
     """Return every id that ends an answer, the one to aim at first.
 
     The union of what the generation config, the tokenizer's eos, the chat template and
@@ -50,6 +52,8 @@ def end_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, .
     tokenizer : PreTrainedTokenizerFast
     generation_config : GenerationConfig, optional
         Its ``eos_token_id`` may be None, an id, or a list of ids.
+    template : ChatTemplate, optional
+        The one in use; the tokenizer's own where None.
 
     Returns
     -------
@@ -63,7 +67,7 @@ def end_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, .
     algorithm.md section 2, kind END.
     """
     by_name = {token.content: i for i, token in added_tokens(backend_of(tokenizer)).items()}
-    aims = [_template_end(tokenizer, by_name), tokenizer.eos_token_id]
+    aims = [_template_end(tokenizer, template, by_name), tokenizer.eos_token_id]
     configured = _as_ids(getattr(generation_config, "eos_token_id", None))
     known = {by_name[name] for name in WELL_KNOWN_ENDS if name in by_name}
     if _CHANNEL_RETURN in by_name and by_name.get(_CHANNEL_END) not in (*aims, *configured):
@@ -79,17 +83,22 @@ def _as_ids(value: int | Iterable[int] | None) -> tuple[int, ...]:
     return (int(value),) if isinstance(value, int) else tuple(int(i) for i in value)
 
 
-def _template_end(tokenizer: Any, by_name: dict[str, int]) -> int | None:
+def _template_end(
+    tokenizer: Any, template: ChatTemplate | None, by_name: dict[str, int]
+) -> int | None:
     """Render one answered conversation and take the added token that follows the answer."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
     messages = [
         {"role": "user", "content": "question"},
         {"role": "assistant", "content": _ANSWER},
     ]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        if template is None:
+            own = chosen_template(tokenizer, None, "model")
+            if own is None:
+                return None
+            template = ChatTemplate.of(tokenizer, own, "model")
+        text = template.render(messages, answer=True)
+    except (ModelLoadError, PromptError) as error:
         warnings.warn(
             f"tokenizer {describe(tokenizer)}: its chat template cannot render an answer "
             f"({error}); end tokens are taken from elsewhere",
