@@ -111,7 +111,12 @@ def reader(digest: dict[str, Any]) -> str:
     line = "Refusals were read by rule; against labels by hand, on held-out replies: "
     if commit not in readers:
         return f"{line}{now}."
-    return f"{line}{said(readers[commit])} (the reader of commit {commit}; today's: {now})."
+    return (
+        f"{line}{said(readers[commit])} (the reader of commit {commit}; today's: {now}). "
+        "The run kept no replies, so they could not be read again: refusals, their p-values and "
+        "what `strict` agrees with are figures of the older reader, and word problems those of an "
+        "older reader of numbers. The judge's figures and the times rest on no reader."
+    )
 
 
 def conditions(digest: dict[str, Any]) -> str:
@@ -126,9 +131,15 @@ def conditions(digest: dict[str, Any]) -> str:
     )
 
 
+def digest_of(name: str) -> dict[str, Any]:
+    """One committed digest."""
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
 def render(name: str) -> str:
     """Everything that stands between one file's markers."""
-    digest = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    digest = digest_of(name)
     if digest["manifest"]["kind"] == "sweep":
         parts = sweep_tables(digest)
     else:
@@ -141,6 +152,8 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     marked = re.compile(r"(<!-- run: (\S+) -->\n).*?(<!-- run: end -->)", re.DOTALL)
     page = marked.sub(lambda m: f"{m[1]}{render(m[2])}\n{m[3]}", text)
+    marked = re.compile(r"(<!-- reader: (\S+) -->\n).*?(<!-- reader: end -->)", re.DOTALL)
+    page = marked.sub(lambda m: f"{m[1]}{reader(digest_of(m[2]))}\n{m[3]}", page)
     PAGE.write_text(page, encoding="utf-8")
 
 

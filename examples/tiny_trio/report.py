@@ -10,10 +10,15 @@ from tokenizers import Tokenizer
 REPO = Path(__file__).parents[2]
 sys.path.append(str(REPO / "bench"))
 from markdown_table import markdown_table  # noqa: E402
+from measure_refusal_reader import said  # noqa: E402
 
 DEMO = REPO / "alignbeam" / "demo"
 CARD = DEMO / "MODEL_CARD.md"
 ROWS = REPO / "bench" / "results" / "trio.jsonl"
+READERS = REPO / "bench" / "results" / "refusal_reader.json"
+#: The figures made before the history of this repository, and the oldest reader that
+#: ``refusal_reader.json`` keeps.
+FIRST, OLDEST = "7715e06-dirty", "7a73b94"
 ROLES = {
     "target": "the fine-tuned specialist whose safety has eroded",
     "anchor": "the small aligned model",
@@ -83,9 +88,21 @@ def tables(rows: list[dict]) -> str:
     out.append(
         f"Measured at commit {first['commit']}, torch {first['torch']}, transformers "
         f"{first['transformers']}, {first['dtype']} on a CPU, greedy, at most "
-        f"{first['max_new_tokens']} tokens."
+        f"{first['max_new_tokens']} tokens. {_reader(first['commit'])}"
     )
     return "\n".join(out)
+
+
+def _reader(commit: str) -> str:
+    readers = json.loads(READERS.read_text(encoding="utf-8"))
+    line = "Refusals were read by rule; against labels by hand, on held-out replies: "
+    if commit != FIRST:
+        return f"{line}{said(readers['now'])}."
+    return (
+        f"{line}{said(readers[OLDEST])} (the oldest reader that is kept; today's: "
+        f"{said(readers['now'])}). No reply was kept, so none could be read again: every figure "
+        "of refusals, and the AUROC against refusals, is one of an older reader."
+    )
 
 
 def _plain(part: list[dict]) -> str:
