@@ -1,4 +1,4 @@
-"""A harmful request behind a harmless sentence, at the weakest settings that a client can choose."""
+"""Harmful requests behind a harmless sentence, at the weakest settings a client can choose."""
 
 from __future__ import annotations
 
