@@ -123,7 +123,7 @@ class AlignBeamLM(LM):  # type: ignore[misc]
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the target's template, for lm-eval's records."""
-        return str(self.beam.target.tokenizer.chat_template or "") if chat_template else ""
+        return self.beam.target.chat_template if chat_template else ""
 
     @property
     def tokenizer_name(self) -> str:

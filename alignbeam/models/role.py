@@ -156,6 +156,12 @@ class Role:
         return self._renderer.has_template
 
     @property
+    def chat_template(self) -> str:
+        """Jinja text of the template in use; empty where none is declared."""
+        template = self._renderer.own_template
+        return "" if template is None else template.text
+
+    @property
     def folded(self) -> tuple[str, ...]:
         """What the template does not take, and is folded. See ``Renderer``."""
         return self._renderer.folded

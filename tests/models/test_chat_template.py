@@ -275,6 +275,7 @@ def test_folder_with_named_templates_is_served_and_examined(tmp_path, how):
     named = config.replace(chat_template="tool_use")
     role = Role.from_config("anchor", named)
     assert role.render_text("Hi") == shown("<|stop1|>")
+    assert role.chat_template == NAMED["tool_use"]
     assert role.end_ids[0] == role.tokenizer.convert_tokens_to_ids("<|stop1|>")
     report = examine(Settings(target=config, anchor=named), load=False)
     assert [side.has_template for side in report.sides] == [True, True]
