@@ -91,7 +91,9 @@ class Renderer:
         own = chosen_template(tokenizer, chat_template, name)
         self.has_template = own is not None
         text = PLAIN_TEMPLATE if own is None else own
-        self.template = ChatTemplate.of(tokenizer, text, name, thinking=thinking)
+        self.template = ChatTemplate.of(
+            tokenizer, text, name, thinking=thinking, lone=name == "judge"
+        )
         unfit = {what: self.template.outcome(*trials) for what, trials in _UNUSUAL.items()}
         found = tuple(what for what, outcome in unfit.items() if outcome != KEPT)
         fold = name != "target" if fold_turns is None else fold_turns

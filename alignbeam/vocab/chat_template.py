@@ -13,18 +13,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import Template, TemplateError
 
 from alignbeam.errors import ModelLoadError, PromptError
+from alignbeam.vocab.template_environment import environment
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -116,6 +111,9 @@ class ChatTemplate:
         Beside the messages: special tokens by name, ``enable_thinking``.
     name : str
         Name of the role, for errors.
+    lone : bool
+        It will be asked for lone questions only, so that it may forget earlier turns, as the
+        templates of some guards do.
 
     Attributes
     ----------
@@ -128,7 +126,9 @@ class ChatTemplate:
         It is no template, it does not end, or it leaves out the text of a user or assistant.
     """
 
-    def __init__(self, text: str, variables: Mapping[str, Any], name: str) -> None:
+    def __init__(
+        self, text: str, variables: Mapping[str, Any], name: str, *, lone: bool = False
+    ) -> None:
         self.text, self._variables, self._name = text, dict(variables), name
         try:
             both = _tried(text, json.dumps(self._variables))
@@ -139,10 +139,10 @@ class ChatTemplate:
                 f"characters for a short conversation; set {name}.chat_template to another"
             ) from error
         # Whole where parts are no better.
-        self.parts = max((False, True), key=lambda parts: _kept(both[parts]))
+        self.parts = max((False, True), key=lambda parts: _kept(both[parts], lone))
         self._tried = both[self.parts]
         asked, turns = self._tried["u"], self._tried["uauauauau"]
-        if DROPPED in (asked, turns):
+        if asked == DROPPED or (turns == DROPPED and not lone):
             raise ModelLoadError(
                 f"the {name}'s chat template leaves text of messages out of the prompt, given "
                 f"whole and in parts; set {name}.chat_template to one that keeps it"
@@ -151,13 +151,21 @@ class ChatTemplate:
             raise ModelLoadError(f"the {name}'s chat template refuses a lone question: {asked}")
 
     @classmethod
-    def of(cls, tokenizer: Any, text: str, name: str, *, thinking: bool = False) -> ChatTemplate:
+    def of(
+        cls,
+        tokenizer: Any,
+        text: str,
+        name: str,
+        *,
+        thinking: bool = False,
+        lone: bool = False,
+    ) -> ChatTemplate:
         """Try a template with a tokenizer's special tokens; arguments as the class's."""
         variables = {
             key: [str(v) for v in value] if isinstance(value, list | tuple) else str(value)
             for key, value in tokenizer.special_tokens_map.items()
         }
-        return cls(text, {**variables, "enable_thinking": thinking}, name)
+        return cls(text, {**variables, "enable_thinking": thinking}, name, lone=lone)
 
     def outcome(self, *trials: str) -> str:
         """Return what became of these conversations of the trial, the worst first.
@@ -201,7 +209,7 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> Template:
-        return _environment().from_string(self.text)
+        return environment().from_string(self.text)
 
 
 def holds(rendered: str, messages: Messages) -> bool:
@@ -258,8 +266,8 @@ def _tried(text: str, variables: str) -> list[dict[str, str]]:
     return tried
 
 
-def _kept(tried: Mapping[str, str]) -> tuple[bool, int]:
-    usable = tried["u"] == KEPT and tried["uauauauau"] != DROPPED
+def _kept(tried: Mapping[str, str], lone: bool) -> tuple[bool, int]:
+    usable = tried["u"] == KEPT and (lone or tried["uauauauau"] != DROPPED)
     return usable, sum(outcome == KEPT for outcome in tried.values())
 
 
@@ -268,7 +276,7 @@ def _try_out() -> None:
     _limit_this_process()
     text, variables = json.load(sys.stdin.buffer)
     try:
-        template = _environment().from_string(text)
+        template = environment().from_string(text)
     except TemplateError as error:
         found = [dict.fromkeys(_TRIALS, _why(error))] * 2
     else:
@@ -306,83 +314,3 @@ def _limit_this_process() -> None:
         _, hard = resource.getrlimit(limit)
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(limit, (most, most))
-
-
-# The environment: transformers' own, without transformers, whose import takes a second ----------
-
-
-class _Generation(Extension):
-    """``{% generation %}`` marks answers for training; here it is passed over."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2's interface
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-class _Dict:
-    """``dict``, without the attributes of a class."""
-
-    def __call__(self, *args: Any, **keywords: Any) -> dict[Any, Any]:
-        return dict(*args, **keywords)
-
-    def fromkeys(self, *args: Any, **keywords: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args, **keywords)
-
-
-class _Namespace(Namespace):
-    """``namespace``, in which no underscored name can be stored."""
-
-    def __init__(*args: Any, **keywords: Any) -> None:
-        # No parameter is called self, for that is a name that a template may store.
-        self, *given = args
-        names = dict(*given, **keywords)
-        for name in names:
-            _check_stored(name)
-        Namespace.__init__(self, names)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_stored(name)
-        super().__setitem__(name, value)
-
-
-def _check_stored(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot store {name!r}")
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-@lru_cache(1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    made.filters["tojson"] = _to_json
-    made.globals.update(
-        raise_exception=_raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
-        dict=_Dict(),
-        namespace=_Namespace,
-    )
-    return made

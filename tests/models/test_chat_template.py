@@ -72,14 +72,14 @@ SYSTEM_LAST = (
 DROPS = {
     "last turn": "{% for m in messages[:-1] %}{{ m['content'] }}{% endfor %}?",
     "user": "{% for m in messages %}<|{{ m['role'] }}|>{% endfor %}",
-    "answers": "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
-    "{% endfor %}",
+    "first turn": "{% for m in messages[1:] %}{{ m['content'] }}{% endfor %}?",
     "earlier turns": "{% for m in messages[-4:] %}{{ m['content'] }}{% endfor %}",
     "all but the last turn": "{{ messages[-1]['content'] }}",
     "ends of texts": "{% for m in messages %}{{ m['content'][:200] }}{% endfor %}",
     "beginnings of texts": "{% for m in messages %}{{ m['content'][-200:] }}{% endfor %}",
     "another key": "{% for m in messages %}{{ m['text'] }}{% endfor %}",
 }
+EARLIER = ("earlier turns", "all but the last turn")
 LONG = "{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3
 HANGS = {
     "loops": LONG,
@@ -155,6 +155,12 @@ def test_end_of_turn_is_the_one_of_the_template_in_use():
 @pytest.mark.parametrize("what", DROPS)
 @pytest.mark.parametrize("name", ROLES)
 def test_template_that_drops_text_is_refused(name, what):
+    if name == "judge" and what in EARLIER:  # it is asked one question, as guards' templates are
+        made = renderer(DROPS[what], name)
+        assert "Hi" in made.text("Hi")
+        with pytest.raises(PromptError, match="leaves out or changes text"):
+            made.text([user("One"), assistant("A"), user("Two"), assistant("B"), user("Three")])
+        return
     with pytest.raises(ModelLoadError, match=f"the {name}'s chat template leaves text .* out"):
         renderer(DROPS[what], name)
 
@@ -348,6 +354,14 @@ def test_doctor_says_which_turns_are_folded_and_which_requests_will_fail(tmp_pat
 
 
 # Doctor and loading -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["target", "anchor"])
+def test_template_that_drops_answers_is_refused(name):
+    with pytest.raises(ModelLoadError, match=r"leaves text .* out"):
+        renderer(
+            "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}", name
+        )
 
 
 @pytest.mark.parametrize("name", ROLES)
