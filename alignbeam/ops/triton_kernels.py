@@ -176,11 +176,11 @@ def _finish(
         zero_outside = alpha == 1.0
         if not LINEAR:
             zero_outside = alpha > 0.0
-        best = _top_columns(
+        widest = _top_columns(
             target_row, target_columns, target_maxima_ptr + row * target_groups, target_groups,
             TARGET_GROUPS, TARGET_GROUP, KEEP_OUTSIDE,
         )  # fmt: skip
-        outside_id = tl.where(zero_outside, outside_id, best)  # at f = 0 all tie: the lowest ids
+        outside_id = tl.where(zero_outside, outside_id, widest)  # at f = 0 all tie: the lowest ids
         known = (outside_id[:, None] == to[None, :].to(tl.int64)) & inside[None, :]
         outside = (outside_id < target_columns) & (tl.sum(known.to(tl.int32), axis=1) == 0)
         y_out = tl.load(target_row + outside_id, mask=outside, other=float("-inf")).to(tl.float64)
@@ -196,20 +196,20 @@ def _finish(
 
     empty = log_sum == float("-inf")
     if empty:  # nothing in the support has any probability: the target's own best
-        best = _top_columns(
+        fallback = _top_columns(
             target_row, target_columns, target_maxima_ptr + row * target_groups, target_groups,
             TARGET_GROUPS, TARGET_GROUP, MAX_K,
         )  # fmt: skip
         at = tl.arange(0, MAX_K)
-        real = best < target_columns
-        y_best = tl.load(target_row + best, mask=real, other=float("-inf")).to(tl.float64)
+        real = fallback < target_columns
+        y_best = tl.load(target_row + fallback, mask=real, other=float("-inf")).to(tl.float64)
         log_q_best = (y_best - target_shift) - target_log
         # Not real & ok: broadcast, a scalar comparison is float32 to the interpreter.
-        chosen = tl.where(real, tl.where(ok, best, -1), -1)
-        value = tl.where(real, log_q_best, float("-inf"))
-        value = tl.where(ok, value, float("nan"))
-        tl.store(ids_ptr + row * TOP_K + at, chosen, mask=at < TOP_K)
-        tl.store(logprobs_ptr + row * TOP_K + at, value.to(tl.float32), mask=at < TOP_K)
+        fallback_id = tl.where(real, tl.where(ok, fallback, -1), -1)
+        fallback_log_q = tl.where(real, log_q_best, float("-inf"))
+        fallback_log_q = tl.where(ok, fallback_log_q, float("nan"))
+        tl.store(ids_ptr + row * TOP_K + at, fallback_id, mask=at < TOP_K)
+        tl.store(logprobs_ptr + row * TOP_K + at, fallback_log_q.to(tl.float32), mask=at < TOP_K)
     else:
         beyond = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
         ids = to.to(tl.int64)
