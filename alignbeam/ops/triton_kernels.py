@@ -1,93 +1,48 @@
 # Kernels are Triton, not Python: their arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-"""The op in Triton: two kernels, static shapes, exact, no atomics. See `alignbeam.ops.mix_topk`."""
+"""The op in Triton, for GPUs without nvcc or CUDA: exact, no atomics. See `alignbeam.ops.mix_topk`.
+
+Two launches. `summarise` reads every logit once, spread over the whole GPU. `_finish`, one program
+a row, narrows by thresholds to the few columns that count, and mixes them. What differs between
+calls is an argument and not a constant: `VARIANTS` is all the code there is to compile.
+"""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from alignbeam.ops.spec import MAX_TOP_K, MixResult
+from alignbeam.ops.spec import FLOATS, MAX_TOP_B, MAX_TOP_K, MixResult
+from alignbeam.ops.triton_rows import (
+    CHUNK,
+    CHUNK_GROUPS,
+    NO_KEY,
+    cut,
+    kernel,
+    load_logits,
+    logit,
+    select,
+    summarise,
+    total_of,
+)  # fmt: skip
 
-_CHUNK = 8192
-_GROUP = 64
-_MAX_GROUPS = 4096  # what one program sorts; wider rows get wider groups
-_NO_KEY = tl.constexpr(-(2**31))
-
-
-@triton.jit
-def _order_key(x):
-    """Turn float32 logits into int32 keys that sort alike; -0.0 ties with +0.0."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return tl.where(key == -1, 0, key)
-
-
-@triton.jit
-def _summarise(
-    logits_ptr, row_stride, columns, maxima_ptr, groups, sums_ptr, chunks,
-    CHUNK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    # m = max x, s = sum of exp(x - m) for one chunk, and the maximum of each of its groups.
-    # One program per (row, chunk); reads the chunk once, writes CHUNK / GROUP keys and two floats.
-    row = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    group = tl.arange(0, CHUNK // GROUP)
-    column = chunk * CHUNK + group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    x = tl.load(
-        logits_ptr + row * row_stride + column, mask=column < columns, other=float("-inf")
-    ).to(tl.float32)
-    largest = tl.max(x, axis=1)
-    at = chunk * (CHUNK // GROUP) + group
-    tl.store(maxima_ptr + row * groups + at, _order_key(largest), mask=at < groups)
-    m = tl.max(largest, axis=0)
-    usable = (m > float("-inf")) & (m < float("inf"))
-    shift = tl.where(usable, m, 0.0)
-    s = tl.sum(tl.sum(tl.exp2((x - shift) * 1.4426950408889634), axis=1), axis=0)
-    # A fully masked chunk sums to 0; +inf in it makes the sum NaN, as NaN itself does.
-    s = tl.where(usable | ((m == float("-inf")) & (s == 0.0)), s, float("nan"))
-    tl.store(sums_ptr + (row * chunks + chunk) * 2, m)
-    tl.store(sums_ptr + (row * chunks + chunk) * 2 + 1, s)
-
-
-@triton.jit
-def _merge_sums(sums_ptr, row, chunks, CHUNKS: tl.constexpr):
-    """Return (shift, log of the sum of exp(x - shift)) of a row, float64."""
-    at = tl.arange(0, CHUNKS)
-    m = tl.load(sums_ptr + (row * chunks + at) * 2, mask=at < chunks, other=float("-inf"))
-    s = tl.load(sums_ptr + (row * chunks + at) * 2 + 1, mask=at < chunks, other=0.0)
-    shift = tl.max(m, axis=0).to(tl.float64)
-    part = tl.where(s == 0.0, 0.0, s.to(tl.float64) * tl.exp(m.to(tl.float64) - shift))
-    return shift, tl.log(tl.sum(part, axis=0))
-
-
-@triton.jit
-def _top_columns(
-    row_ptr, columns, maxima_ptr, groups,
-    GROUPS: tl.constexpr, GROUP: tl.constexpr, KEEP: tl.constexpr,
-):  # fmt: skip
-    # The columns of the KEEP largest logits, by (logit descending, column ascending); columns
-    # beyond the row come last. The KEEP groups with the largest maxima hold them all.
-    at = tl.arange(0, GROUPS)
-    key = tl.load(maxima_ptr + at, mask=at < groups, other=_NO_KEY).to(tl.int64)
-    best = tl.topk((key << 32) | (0x7FFFFFFF - at).to(tl.int64), KEEP)
-    group = 0x7FFFFFFF - (best & 0x7FFFFFFF)
-    column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :].to(tl.int64)
-    x = tl.load(row_ptr + column, mask=column < columns, other=float("-inf")).to(tl.float32)
-    key = tl.where(column < columns, _order_key(x).to(tl.int64), _NO_KEY)
-    # Columns of phantom groups may pass 2^31; clipped, they still sort last.
-    clipped = tl.minimum(column, 0x7FFFFFFF)
-    best = tl.topk(tl.reshape((key << 32) | (0x7FFFFFFF - clipped), (KEEP * GROUP,)), KEEP)
-    return 0x7FFFFFFF - (best & 0x7FFFFFFF)
+_OTHERS = tl.constexpr(32)  # slots compared with all slots in one step
+_NO_ORDER = tl.constexpr(-(2**63))
+_SLOT_WORDS = tl.constexpr(12)  # of scratch memory, int32, for each slot
+_PLACES = tl.constexpr(MAX_TOP_K)
 
 
 @triton.jit
 def _log_add_exp(a, b):
+    # Differences in float64, exp and log in float32: 1e-7 off, and fast on every GPU.
     high = tl.maximum(a, b)
     low = tl.minimum(a, b)
-    return tl.where(low == float("-inf"), high, high + tl.log(1.0 + tl.exp(low - high)))
+    far = tl.exp((low - high).to(tl.float32))
+    return tl.where(low == float("-inf"), high, high + tl.log(1.0 + far).to(tl.float64))
 
 
 @triton.jit
@@ -95,163 +50,253 @@ def _log_sum_exp(terms, live):
     terms = tl.where(live, terms, float("-inf"))
     largest = tl.max(terms, axis=0)
     shift = tl.where(largest == float("-inf"), 0.0, largest)
-    return shift + tl.log(tl.sum(tl.exp(terms - shift), axis=0))
+    return shift + tl.log(tl.sum(tl.exp((terms - shift).to(tl.float32)), axis=0)).to(tl.float64)
 
 
 @triton.jit
-def _log_mix(log_a, log_q, alpha, LINEAR: tl.constexpr):
-    if LINEAR:
-        mixed = _log_add_exp(tl.log(alpha) + log_a, tl.log(1.0 - alpha) + log_q)
-    else:
-        mixed = alpha * log_a + (1.0 - alpha) * log_q
+def _log_mix(log_a, log_q, alpha, log_alpha, log_rest, linear):
+    both = _log_add_exp(log_alpha + log_a, log_rest + log_q)
+    mixed = tl.where(linear != 0, both, alpha * log_a + (1.0 - alpha) * log_q)
     return tl.where(alpha == 0.0, log_q, tl.where(alpha == 1.0, log_a, mixed))
 
 
 @triton.jit
+def _ahead(other_key, other_place, key, place):
+    """Tell [j, i]: whether the other, j, is ranked before i."""
+    ties = (other_key[:, None] == key[None, :]) & (other_place[:, None] < place[None, :])
+    return (other_key[:, None] > key[None, :]) | ties
+
+
+@triton.jit
+def _put(orders_ptr, ids_ptr, values_ptr, at, order, ids, values, live, mask):
+    # A candidate: by what it is ranked, its target id, its log F. Dead ones rank behind all others.
+    bits = (order + 0.0).to(tl.int64, bitcast=True)
+    key = tl.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
+    tl.store(orders_ptr + at, tl.where(live, key, _NO_ORDER), mask=mask)
+    tl.store(ids_ptr + at, ids, mask=mask)
+    tl.store(values_ptr + at, values.to(tl.float32), mask=mask)
+
+
+@kernel(
+    anchor_ptr="*u8", anchor_kind="i32", anchor_stride="i64", anchor_columns="i32",
+    target_ptr="*u8", target_kind="i32", target_stride="i64", target_columns="i32",
+    maxima_ptr="*i32", sums_ptr="*fp32", scratch_ptr="*i32", table_ptr="*i32",
+    alphas_ptr="*fp32", has_alphas="i32", one_alpha="fp32",
+    top_b="i32", top_k="i32", linear="i32", union="i32",
+    ids_ptr="*i64", logprobs_ptr="*fp32", masses_ptr="*fp32", flags_ptr="*i32", rows="i32",
+)  # fmt: skip
 def _finish(
-    anchor_ptr, anchor_stride, anchor_columns, anchor_maxima_ptr, anchor_groups,
-    anchor_sums_ptr, anchor_chunks,
-    target_ptr, target_stride, target_columns, target_maxima_ptr, target_groups,
-    target_sums_ptr, target_chunks,
-    table_ptr, alpha_ptr, top_b,
+    anchor_ptr, anchor_kind, anchor_stride, anchor_columns,
+    target_ptr, target_kind, target_stride, target_columns,
+    maxima_ptr, sums_ptr, scratch_ptr, table_ptr,
+    alphas_ptr, has_alphas, one_alpha,
+    top_b, top_k, linear, union,
     ids_ptr, logprobs_ptr, masses_ptr, flags_ptr, rows,
-    TOP_K: tl.constexpr, KEEP: tl.constexpr, KEEP_OUTSIDE: tl.constexpr,
-    ANCHOR_GROUP: tl.constexpr, ANCHOR_GROUPS: tl.constexpr, ANCHOR_CHUNKS: tl.constexpr,
-    TARGET_GROUP: tl.constexpr, TARGET_GROUPS: tl.constexpr, TARGET_CHUNKS: tl.constexpr,
-    LINEAR: tl.constexpr, UNION: tl.constexpr, MAX_K: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
-    # Selection and epilogue of one row: one program per row; re-reads KEEP groups of the anchor
-    # and one target logit per translated id.
+    # Selection and epilogue of one row. Slots exchange what they hold through scratch memory.
     row = tl.program_id(0).to(tl.int64)
-    anchor_row = anchor_ptr + row * anchor_stride
-    target_row = target_ptr + row * target_stride
-    alpha32 = tl.load(alpha_ptr + row)
+    anchor_chunks = cut(anchor_columns, CHUNK)
+    target_chunks = cut(target_columns, CHUNK)
+    maxima_ptr += row * (anchor_chunks + target_chunks) * CHUNK_GROUPS
+    sums_ptr += row * (anchor_chunks + target_chunks) * 2
+    scratch_ptr += row * (_SLOT_WORDS * SLOTS)
+    orders_ptr = scratch_ptr.to(tl.pointer_type(tl.int64))  # 2 * SLOTS
+    values_ptr = (scratch_ptr + 4 * SLOTS).to(tl.pointer_type(tl.float32))  # 2 * SLOTS
+    chosen_ptr = scratch_ptr + 6 * SLOTS  # 2 * SLOTS
+    groups_ptr = scratch_ptr + 8 * SLOTS
+    columns_ptr = scratch_ptr + 9 * SLOTS
+    keys_ptr = scratch_ptr + 10 * SLOTS
+    to_ptr = scratch_ptr + 11 * SLOTS
+    slot = tl.arange(0, SLOTS)
+    each = tl.arange(0, _OTHERS)
+
+    alpha32 = tl.load(alphas_ptr + row, mask=has_alphas != 0, other=one_alpha)
     alpha = alpha32.to(tl.float64)
-    anchor_shift, anchor_log = _merge_sums(anchor_sums_ptr, row, anchor_chunks, ANCHOR_CHUNKS)
-    target_shift, target_log = _merge_sums(target_sums_ptr, row, target_chunks, TARGET_CHUNKS)
+    log_alpha = tl.log(alpha)
+    log_rest = tl.log(1.0 - alpha)
+    anchor_shift, anchor_log = total_of(sums_ptr, anchor_chunks)
+    target_shift, target_log = total_of(sums_ptr + anchor_chunks * 2, target_chunks)
     ok = (alpha32 >= 0.0) & (alpha32 <= 1.0)
     ok = ok & (anchor_shift > float("-inf")) & (anchor_log < float("inf"))
     ok = ok & (target_shift > float("-inf")) & (target_log < float("inf"))
 
-    # T and its translation.
-    rank = tl.arange(0, KEEP)
-    column = _top_columns(
-        anchor_row, anchor_columns, anchor_maxima_ptr + row * anchor_groups, anchor_groups,
-        ANCHOR_GROUPS, ANCHOR_GROUP, KEEP,
-    )  # fmt: skip
-    taken = (rank < top_b) & (column < anchor_columns)
-    x = tl.load(anchor_row + column, mask=taken, other=float("-inf")).to(tl.float64)
-    log_p = (x - anchor_shift) - anchor_log
-    to = tl.load(table_ptr + column, mask=taken, other=-1)
-    outside = tl.sum(((to < -1) | (to >= target_columns)).to(tl.int32), axis=0)
-    ok = ok & (outside == 0)
-    inside = (to >= 0) & (to < target_columns)
-    anchor_mass = tl.sum(tl.where(taken, tl.exp(log_p), 0.0), axis=0)
-    translated_mass = tl.sum(tl.where(inside, tl.exp(log_p), 0.0), axis=0)
-
-    # a(d): the first of several anchor ids with one target id stands for them all.
-    same = (to[:, None] == to[None, :]) & inside[:, None] & inside[None, :]
-    leads = inside & (tl.sum((same & (rank[None, :] < rank[:, None])).to(tl.int32), axis=1) == 0)
-    high = tl.max(tl.where(same, log_p[None, :], float("-inf")), axis=1)
-    shift = tl.where(high == float("-inf"), 0.0, high)
-    log_a = shift + tl.log(
-        tl.sum(tl.where(same, tl.exp(log_p[None, :] - shift[:, None]), 0.0), axis=1)
-    )
-    y = tl.load(target_row + to, mask=leads, other=float("-inf")).to(tl.float64)
-    log_q = (y - target_shift) - target_log
-    target_mass = tl.sum(tl.where(leads, tl.exp(log_q), 0.0), axis=0)
-    log_f = _log_mix(log_a, log_q, alpha, LINEAR)
-    log_sum = _log_sum_exp(log_f, leads)
-    # At alpha = 0, F is q: ranked by the logit itself, two neighbouring logits cannot tie.
-    order = tl.where(alpha == 0.0, y, log_f)
-
-    # The target ids outside S that could be chosen.
-    place = tl.arange(0, KEEP_OUTSIDE)
-    outside_id = place.to(tl.int64)
-    outside = place < 0
-    outside_log_f = tl.full((KEEP_OUTSIDE,), float("-inf"), tl.float64)
-    outside_order = outside_log_f
-    if UNION:
-        target_mass = target_mass * 0.0 + 1.0
-        zero_outside = alpha == 1.0
-        if not LINEAR:
-            zero_outside = alpha > 0.0
-        widest = _top_columns(
-            target_row, target_columns, target_maxima_ptr + row * target_groups, target_groups,
-            TARGET_GROUPS, TARGET_GROUP, KEEP_OUTSIDE,
+    # First the anchor's best, translated; then, where they are called for, the target's own.
+    from_target = rows * 0
+    want = top_b
+    translated = rows * 0  # slots of the anchor's
+    total = rows * 0  # candidates so far
+    zero_outside = (union != 0) & ((alpha == 1.0) | ((linear == 0) & (alpha > 0.0)))
+    widened = (union != 0) & (zero_outside == 0)
+    empty = total > 0
+    log_sum = alpha * 0.0
+    anchor_mass = alpha32 * 0.0
+    translated_mass = alpha32 * 0.0
+    target_mass = alpha32 * 0.0
+    while want > 0:
+        logits_ptr = anchor_ptr
+        kind = anchor_kind
+        row_start = row * anchor_stride
+        columns = anchor_columns
+        row_maxima_ptr = maxima_ptr
+        if from_target > 0:
+            logits_ptr = target_ptr
+            kind = target_kind
+            row_start = row * target_stride
+            columns = target_columns
+            row_maxima_ptr = maxima_ptr + anchor_chunks * CHUNK_GROUPS
+        kept = select(
+            logits_ptr, kind, row_start, columns, row_maxima_ptr, want,
+            groups_ptr, columns_ptr, keys_ptr, SLOTS,
         )  # fmt: skip
-        outside_id = tl.where(zero_outside, outside_id, widest)  # at f = 0 all tie: the lowest ids
-        known = (outside_id[:, None] == to[None, :].to(tl.int64)) & inside[None, :]
-        outside = (outside_id < target_columns) & (tl.sum(known.to(tl.int32), axis=1) == 0)
-        y_out = tl.load(target_row + outside_id, mask=outside, other=float("-inf")).to(tl.float64)
-        log_q_out = (y_out - target_shift) - target_log
-        never = tl.full((KEEP_OUTSIDE,), float("-inf"), tl.float64)
-        outside_log_f = tl.where(
-            zero_outside, float("-inf"), _log_mix(never, log_q_out, alpha, LINEAR)
-        )
-        outside_order = tl.where(alpha == 0.0, y_out, outside_log_f)
-        whole = _log_add_exp(tl.log(alpha) + _log_sum_exp(log_p, inside), tl.log(1.0 - alpha))
-        whole = tl.where(alpha == 0.0, 0.0, whole)  # q sums to 1
-        log_sum = tl.where(zero_outside, log_sum, whole)
+        held = slot < kept
+        key = tl.load(keys_ptr + slot, mask=held, other=NO_KEY)
+        column = tl.load(columns_ptr + slot, mask=held, other=0)
+        x = logit(key)
+        if from_target == 0:
+            # T and its translation.
+            translated = kept
+            to = tl.load(table_ptr + column, mask=held, other=-1)
+            ahead = tl.zeros((_OTHERS, SLOTS), tl.int32)
+            for first in range(0, kept, _OTHERS):
+                other = first + each
+                other_key = tl.load(keys_ptr + other, mask=other < kept, other=NO_KEY)
+                ahead += _ahead(other_key, other, key, slot).to(tl.int32)
+            taken = held & (tl.sum(ahead, axis=0) < top_b)
+            outside = taken & ((to < -1) | (to >= target_columns))
+            ok = ok & (tl.sum(outside.to(tl.int32), axis=0) == 0)
+            inside = taken & (to >= 0) & (to < target_columns)
+            to = tl.where(inside, to, -1)
+            tl.store(to_ptr + slot, to)
+            tl.debug_barrier()
+            y = load_logits(target_ptr, target_kind, row * target_stride + to, inside)
+            log_p = (x.to(tl.float64) - anchor_shift) - anchor_log
+            p = tl.where(taken, tl.exp(log_p.to(tl.float32)), 0.0)
+            anchor_mass = tl.sum(p, axis=0)
+            translated_mass = tl.sum(tl.where(inside, p, 0.0), axis=0)
 
-    empty = log_sum == float("-inf")
-    if empty:  # nothing in the support has any probability: the target's own best
-        fallback = _top_columns(
-            target_row, target_columns, target_maxima_ptr + row * target_groups, target_groups,
-            TARGET_GROUPS, TARGET_GROUP, MAX_K,
-        )  # fmt: skip
-        at = tl.arange(0, MAX_K)
-        real = fallback < target_columns
-        y_best = tl.load(target_row + fallback, mask=real, other=float("-inf")).to(tl.float64)
-        log_q_best = (y_best - target_shift) - target_log
-        # Not real & ok: broadcast, a scalar comparison is float32 to the interpreter.
-        fallback_id = tl.where(real, tl.where(ok, fallback, -1), -1)
-        fallback_log_q = tl.where(real, log_q_best, float("-inf"))
-        fallback_log_q = tl.where(ok, fallback_log_q, float("nan"))
-        tl.store(ids_ptr + row * TOP_K + at, fallback_id, mask=at < TOP_K)
-        tl.store(logprobs_ptr + row * TOP_K + at, fallback_log_q.to(tl.float32), mask=at < TOP_K)
-    else:
-        beyond = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-        ids = to.to(tl.int64)
-        for k in tl.static_range(TOP_K):
-            top_in = tl.max(tl.where(leads, order, float("-inf")), axis=0)
-            top_out = tl.max(tl.where(outside, outside_order, float("-inf")), axis=0)
-            top = tl.maximum(top_in, top_out)
-            first_in = tl.min(tl.where(leads & (order == top), ids, beyond), axis=0)
-            first_out = tl.min(
-                tl.where(outside & (outside_order == top), outside_id, beyond), axis=0
-            )
-            chosen = tl.minimum(first_in, first_out)
-            mine_in = leads & (ids == chosen)
-            mine_out = outside & (outside_id == chosen)
-            value = tl.maximum(
-                tl.max(tl.where(mine_in, log_f, float("-inf")), axis=0),
-                tl.max(tl.where(mine_out, outside_log_f, float("-inf")), axis=0),
-            )
-            value = tl.where(ok, value - log_sum, float("nan"))
-            chosen = tl.where(ok & (chosen != beyond), chosen, -1)
-            tl.store(ids_ptr + row * TOP_K + k, chosen)
-            tl.store(logprobs_ptr + row * TOP_K + k, value.to(tl.float32))
-            leads = leads & (mine_in == 0)
-            outside = outside & (mine_out == 0)
+            # a(d): the likeliest of several anchor ids with one target id stands for them all.
+            shift = tl.where(x == float("-inf"), 0.0, x)
+            ahead = tl.zeros((_OTHERS, SLOTS), tl.int32)
+            sums = tl.zeros((_OTHERS, SLOTS), tl.float32)
+            for first in range(0, kept, _OTHERS):
+                other = first + each
+                other_key = tl.load(keys_ptr + other, mask=other < kept, other=NO_KEY)
+                other_to = tl.load(to_ptr + other, mask=other < kept, other=-1)
+                same = inside[None, :] & (other_to[:, None] == to[None, :])
+                ahead += (same & _ahead(other_key, other, key, slot)).to(tl.int32)
+                part = tl.exp(logit(other_key)[:, None] - shift[None, :])
+                sums += tl.where(same, part, 0.0)
+            leads = inside & (tl.sum(ahead, axis=0) == 0)
+            log_a = log_p + tl.log(tl.sum(sums, axis=0)).to(tl.float64)
+            log_q = (y.to(tl.float64) - target_shift) - target_log
+            log_f = _log_mix(log_a, log_q, alpha, log_alpha, log_rest, linear)
+            log_sum = _log_sum_exp(log_f, leads)
+            target_mass = tl.sum(tl.where(leads, tl.exp(log_q.to(tl.float32)), 0.0), axis=0)
+            empty = (log_sum == float("-inf")) & (widened == 0)
+            if widened:  # q sums to 1
+                log_sum = tl.log(alpha * translated_mass.to(tl.float64) + (1.0 - alpha))
+            # At alpha = 0, F is q: ranked by the logit itself, two neighbours cannot tie.
+            order = tl.where(alpha == 0.0, y.to(tl.float64), log_f)
+            total = tl.where(empty, 0, kept)
+            _put(
+                orders_ptr, chosen_ptr, values_ptr, slot, order, to, log_f - log_sum, leads,
+                slot < total,
+            )  # fmt: skip
+            want = tl.where(empty, top_k, tl.where(union != 0, top_b + top_k, 0))
+            want = tl.where(ok, tl.minimum(want, target_columns), 0)
+            tl.debug_barrier()
+        else:
+            # Where f is 0 outside the translated set, all tie, and the lowest ids are the best.
+            lowest = zero_outside & (empty == 0)
+            own = tl.where(lowest, slot, column)
+            real = tl.where(lowest, slot < target_columns, held)
+            known = tl.zeros((_OTHERS, SLOTS), tl.int32)
+            for first in range(0, translated, _OTHERS):
+                other = first + each
+                other_to = tl.load(to_ptr + other, mask=other < translated, other=-1)
+                known += (other_to[:, None] == own[None, :]).to(tl.int32)
+            own_log_q = (x.to(tl.float64) - target_shift) - target_log
+            never = tl.full((SLOTS,), float("-inf"), tl.float64)
+            mixed = _log_mix(never, own_log_q, alpha, log_alpha, log_rest, linear)
+            own_log_f = tl.where(lowest, never, mixed)
+            own_order = tl.where(alpha == 0.0, x.to(tl.float64), own_log_f)
+            _put(
+                orders_ptr, chosen_ptr, values_ptr, total + slot,
+                tl.where(empty, x.to(tl.float64), own_order), own,
+                tl.where(empty, own_log_q, own_log_f - log_sum),
+                real & (tl.sum(known, axis=0) * tl.where(empty, 0, 1) == 0), real,
+            )  # fmt: skip
+            total += tl.sum(real.to(tl.int32), axis=0)
+            want = want * 0
+            tl.debug_barrier()
+        from_target += 1
+
+    # The place of each candidate is how many are ahead of it.
+    ids_ptr += row * top_k
+    logprobs_ptr += row * top_k
+    found = total * 0
+    shown = tl.where(ok, top_k, 0)
+    for begin in range(0, total, SLOTS):
+        mine = begin + slot
+        rank = tl.load(orders_ptr + mine, mask=mine < total, other=_NO_ORDER)
+        token = tl.load(chosen_ptr + mine, mask=mine < total, other=-1)
+        value = tl.load(values_ptr + mine, mask=mine < total, other=0.0)
+        ahead = tl.zeros((_OTHERS, SLOTS), tl.int32)
+        for first in range(0, total, _OTHERS):
+            other = first + each
+            other_rank = tl.load(orders_ptr + other, mask=other < total, other=_NO_ORDER)
+            other_token = tl.load(chosen_ptr + other, mask=other < total, other=-1)
+            ahead += _ahead(other_rank, other_token, rank, token).to(tl.int32)
+        place = tl.sum(ahead, axis=0)
+        alive = rank > _NO_ORDER
+        tl.store(ids_ptr + place, token.to(tl.int64), mask=alive & (place < shown))
+        tl.store(logprobs_ptr + place, value, mask=alive & (place < shown))
+        found += tl.sum(alive.to(tl.int32), axis=0)
+    rest = tl.arange(0, _PLACES)
+    none = (rest < top_k) & (rest >= tl.minimum(found, shown))
+    tl.store(ids_ptr + rest, tl.full((_PLACES,), -1, tl.int64), mask=none)
     nan = float("nan")
-    tl.store(masses_ptr + row, tl.where(ok, anchor_mass, nan).to(tl.float32))
-    tl.store(masses_ptr + rows + row, tl.where(ok, translated_mass, nan).to(tl.float32))
-    tl.store(masses_ptr + 2 * rows + row, tl.where(ok, target_mass, nan).to(tl.float32))
+    tl.store(logprobs_ptr + rest, tl.where(ok, float("-inf"), nan) + rest * 0.0, mask=none)
+    tl.store(masses_ptr + row, tl.where(ok, anchor_mass, nan))
+    tl.store(masses_ptr + rows + row, tl.where(ok, translated_mass, nan))
+    tl.store(masses_ptr + 2 * rows + row, tl.where(ok, tl.where(union != 0, 1.0, target_mass), nan))
     tl.store(flags_ptr + row, tl.where(ok, empty.to(tl.int32), 2))
 
 
-class _Grid:
-    """How a row of ``columns`` is cut, by its width alone: bits do not depend on anything else."""
+class Variant(NamedTuple):
+    """A kernel as it is compiled: a function and its constants."""
 
-    def __init__(self, columns: int, keep: int) -> None:
-        self.group = _GROUP
-        while triton.cdiv(columns, self.group) > _MAX_GROUPS:
-            self.group *= 2
-        self.groups = triton.cdiv(columns, self.group)
-        self.padded_groups = max(triton.next_power_of_2(self.groups), keep)
-        self.chunk = max(_CHUNK, self.group)
-        self.chunks = triton.cdiv(columns, self.chunk)
+    kernel: Any
+    constants: dict[str, int]
+    num_warps: int
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """The type of each argument, by name."""
+        return {p.name: p.annotation_type or "constexpr" for p in self.kernel.params}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told.
+
+        No fused multiply-add, so that all versions compute the same; no more registers than let
+        two programs that finish rows share a multiprocessor.
+        """
+        return {"num_warps": self.num_warps, "enable_fp_fusion": False, "maxnreg": 64}
+
+    def launch(self, programs: int, *arguments: Any) -> None:
+        """Queue it on the current stream."""
+        self.kernel[(programs,)](*arguments, **self.constants, **self.options)
+
+
+_SUMMARISE = Variant(summarise, {}, 4)
+# By how many columns one selection may have to keep: twice as many slots leave room for ties.
+_FINISH = {
+    64: Variant(_finish, {"SLOTS": 128}, 16),
+    MAX_TOP_B + MAX_TOP_K: Variant(_finish, {"SLOTS": 512}, 32),
+}
+VARIANTS = (_SUMMARISE, *_FINISH.values())
 
 
 def mix_topk(
@@ -265,9 +310,8 @@ def mix_topk(
     mix: str,
     support: str,
 ) -> MixResult:
-    """See `alignbeam.ops.mix_topk`."""
-    rows, anchor_columns = anchor_logits.shape
-    target_columns = target_logits.shape[1]
+    """See `alignbeam.ops.mix_topk`; two launches, no synchronisation, no memory to be zeroed."""
+    rows = anchor_logits.shape[0]
     device = anchor_logits.device
     token_ids = torch.empty((rows, top_k), dtype=torch.int64, device=device)
     logprobs = torch.empty((rows, top_k), dtype=torch.float32, device=device)
@@ -277,43 +321,33 @@ def mix_topk(
     result = MixResult(token_ids, logprobs, anchor_mass, translated_mass, target_mass, flags)
     if rows == 0:
         return result
-    union = support == "union"
-    # tl.topk wants powers of two; a fallback selects MAX_TOP_K from the target.
-    keep = max(triton.next_power_of_2(top_b), 2)
-    keep_outside = triton.next_power_of_2(top_b + top_k) if union else 2
-    anchor = _Grid(anchor_columns, keep)
-    target = _Grid(target_columns, max(keep_outside, MAX_TOP_K))
-    if isinstance(alpha, Tensor):
-        alphas = alpha.contiguous()
-    else:
-        alphas = torch.full((rows,), alpha, dtype=torch.float32, device=device)
-    anchor_maxima, anchor_sums = _summaries(anchor_logits, anchor)
-    target_maxima, target_sums = _summaries(target_logits, target)
-    _finish[(rows,)](
-        anchor_logits, anchor_logits.stride(0), anchor_columns, anchor_maxima, anchor.groups,
-        anchor_sums, anchor.chunks,
-        target_logits, target_logits.stride(0), target_columns, target_maxima, target.groups,
-        target_sums, target.chunks,
-        table, alphas, top_b,
-        token_ids, logprobs, masses, flags, rows,
-        TOP_K=top_k, KEEP=keep, KEEP_OUTSIDE=keep_outside,
-        ANCHOR_GROUP=anchor.group, ANCHOR_GROUPS=anchor.padded_groups,
-        ANCHOR_CHUNKS=triton.next_power_of_2(anchor.chunks),
-        TARGET_GROUP=target.group, TARGET_GROUPS=target.padded_groups,
-        TARGET_CHUNKS=triton.next_power_of_2(target.chunks),
-        LINEAR=mix == "linear", UNION=union, MAX_K=MAX_TOP_K,
-        num_warps=8,
-    )  # fmt: skip
+    most = top_b + top_k if support == "union" else max(top_b, top_k)
+    finish = next(variant for room, variant in _FINISH.items() if most <= room)
+    sides = (*_side(anchor_logits), *_side(target_logits))
+    widths = (anchor_logits.shape[1], target_logits.shape[1])
+    chunks = sum(triton.cdiv(width, CHUNK.value) for width in widths)
+    maxima = torch.empty((rows, chunks, CHUNK_GROUPS.value), dtype=torch.int32, device=device)
+    sums = torch.empty((rows, chunks, 2), dtype=torch.float32, device=device)
+    words = (_SLOT_WORDS.value, finish.constants["SLOTS"])
+    scratch = torch.empty((rows, *words), dtype=torch.int32, device=device)
+    alphas = alpha.contiguous() if isinstance(alpha, Tensor) else None
+    with torch.cuda.device_of(anchor_logits):  # on which Triton launches
+        _SUMMARISE.launch(rows * chunks, *sides, maxima, sums)
+        finish.launch(
+            rows, *sides, maxima, sums, scratch, table,
+            logprobs if alphas is None else alphas, int(alphas is not None),
+            0.0 if isinstance(alpha, Tensor) else float(alpha),
+            top_b, top_k, int(mix == "linear"), int(support == "union"),
+            token_ids, logprobs, masses, flags, rows,
+        )  # fmt: skip
     return result
 
 
-def _summaries(logits: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
-    """Return the groups' keys, int32 [R, groups], and the chunks' sums, float32 [R, chunks, 2]."""
-    rows, columns = logits.shape
-    maxima = torch.empty((rows, grid.groups), dtype=torch.int32, device=logits.device)
-    sums = torch.empty((rows, grid.chunks, 2), dtype=torch.float32, device=logits.device)
-    _summarise[(rows, grid.chunks)](
-        logits, logits.stride(0), columns, maxima, grid.groups, sums, grid.chunks,
-        CHUNK=grid.chunk, GROUP=grid.group, num_warps=8,
-    )  # fmt: skip
-    return maxima, sums
+def _side(logits: Tensor) -> tuple[Any, int, int, int]:
+    """Return what a kernel is told of logits: memory, kind, row stride, columns."""
+    return (
+        triton.reinterpret(logits, tl.uint8),
+        FLOATS.index(logits.dtype),
+        logits.stride(0),
+        logits.shape[1],
+    )
