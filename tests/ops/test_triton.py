@@ -94,6 +94,30 @@ def test_mix_topk_triton_repeats_and_permutes_its_bits(case: Case) -> None:
         assert torch.equal(a[order], c)
 
 
+@needs_kernels
+@pytest.mark.skipif(DEVICE != "cuda", reason="captures a graph; runs on a GPU")
+def test_mix_topk_triton_replays_in_a_graph() -> None:
+    g = torch.Generator().manual_seed(14)
+    case = Case(
+        values("gaussian", 3, 20_000, g).bfloat16(), values("peaked", 3, 9_000, g),
+        make_table("spread", 20_000, 9_000, g), 0.5, 50, 3, "linear", "anchor",
+    )  # fmt: skip
+    backward = case.with_rows([2, 1, 0])
+    wanted = [run(case), run(backward)]
+    anchor, target = case.anchor_logits.cuda(), case.target_logits.cuda()
+    table = case.table.cuda()
+    mix_topk(anchor, target, table, top_k=3, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = mix_topk(anchor, target, table, top_k=3, backend="triton")
+    for inputs, want in zip((case, backward), wanted, strict=True):
+        anchor.copy_(inputs.anchor_logits)
+        target.copy_(inputs.target_logits)
+        graph.replay()
+        for got, expected in zip(out, want, strict=True):
+            assert torch.equal(got.cpu(), expected)
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(RUNS_HERE, reason="this is the process that runs them")
 def test_triton_kernels_pass_under_the_interpreter() -> None:
