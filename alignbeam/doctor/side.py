@@ -10,7 +10,13 @@ from alignbeam.config import RoleConfig
 from alignbeam.doctor.report import SideReport
 from alignbeam.embedded import embedded_model
 from alignbeam.errors import ModelLoadError
-from alignbeam.models.loading import load_tokenizer, template_text, window_of
+from alignbeam.models.loading import (
+    checkpoint_of,
+    load_tokenizer,
+    template_text,
+    tokenizer_source,
+    window_of,
+)
 from alignbeam.models.render import Renderer
 from alignbeam.models.role import Role
 from alignbeam.vocab.end_tokens import end_token_ids
@@ -89,7 +95,9 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
         config = role.model.config.get_text_config()
         turns = role.folded, role.refused
         return Side(name, source, role.vocabulary, role.has_template, config, role, *turns)
-    tokenizer = load_tokenizer(path, name=name, revision=settings.revision)
+    tokenizer_path, revision = tokenizer_source(settings.replace(model=path), name)
+    tokenizer = load_tokenizer(tokenizer_path, name=name, revision=revision)
+    path = checkpoint_of(path, name=name, revision=settings.revision)
     renderer = Renderer(
         tokenizer,
         name,
@@ -99,13 +107,16 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
         fold_turns=settings.fold_turns,
     )
     config = _text_config(path)
+    # An adapter that adds tokens widens the head.
+    widened = tokenizer_path == settings.adapter
     vocabulary = Vocabulary.of(
         tokenizer,
-        None if config is None else config.vocab_size,
+        None if config is None else max(config.vocab_size, len(tokenizer) if widened else 0),
         end_token_ids(tokenizer, _generation_config(path), renderer.own_template),
         renderer.opening(),
         name,
     )
+    renderer.check_fits(vocabulary.width)
     turns = renderer.folded, renderer.refused
     return Side(name, source, vocabulary, renderer.has_template, config, None, *turns)
 
@@ -113,7 +124,7 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
 def weights_folder(settings: RoleConfig, name: str) -> Path | None:
     """Return the local folder of a model where it has one, for counting its weights."""
     path = embedded_model(name) if settings.model is None else settings.model
-    folder = Path(path).expanduser()
+    folder = Path(checkpoint_of(path, name=name, revision=settings.revision))
     return folder if folder.is_dir() else None
 
 

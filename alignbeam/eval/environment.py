@@ -19,7 +19,7 @@ from alignbeam.models.role import Role
 from alignbeam.version import __version__
 
 #: What decides a local model's answers, beside the settings.
-_DECIDING: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_DECIDING: Final = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def environment() -> dict[str, Any]:
@@ -47,11 +47,12 @@ def describe_role(role: Role, config: RoleConfig, *, embedded: bool) -> dict[str
     A local folder is hashed file by file; of a hub model the resolved commit stands for it.
     """
     name = config.model or role.model.config._name_or_path
-    local = bool(name) and Path(name).expanduser().is_dir()
+    here = Path(name or "").expanduser()
+    local = bool(name) and here.exists()
     commit = None if local else getattr(role.model.config, "_commit_hash", None)
     sha256 = None
     if local:
-        sha256 = fingerprint(Path(name).expanduser())
+        sha256 = fingerprint(here) if here.is_dir() else sha256_of(here)
     elif commit is None:  # made in memory: nothing else says what it is
         sha256 = weights_fingerprint(role)
     return {

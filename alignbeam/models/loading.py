@@ -1,6 +1,7 @@
 """Reading a checkpoint: weights from safetensors only, and no code that it brings is ever run.
 
-Nothing else in the package imports transformers' models.
+GGUF files become safetensors first (``alignbeam.models.gguf``). Nothing else in the package imports
+transformers' models.
 """
 
 from __future__ import annotations
@@ -14,9 +15,54 @@ from transformers.utils import cached_file
 
 from alignbeam.config import RoleConfig
 from alignbeam.errors import ModelLoadError, TokenizerError
+from alignbeam.models.gguf import checkpoint_folder
 
 #: Where configurations say how many positions a model has; the first that is there counts.
 _WINDOW_KEYS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+#: A reason is told up to so many characters: a loader may list every weight of a model.
+_REASON_LENGTH: Final = 1200
+
+
+def checkpoint_of(path: str, *, name: str = "model", revision: str | None = None) -> str:
+    """Return the folder or hub id to read a model from: ``path``, or what its GGUF file became.
+
+    Raises
+    ------
+    ModelLoadError
+        There is no such folder or file, or the GGUF file cannot be read.
+    """
+    converted = checkpoint_folder(path, name, revision)
+    if converted is not None:
+        return converted
+    here = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or "\\" in path
+    if here.is_file():
+        raise ModelLoadError(f"the {name}'s model {path} is a file; name its folder, or a .gguf")
+    if looks_local and not here.is_dir():
+        raise ModelLoadError(f"the {name}'s folder {path} does not exist")
+    return str(here) if looks_local else path
+
+
+def tokenizer_source(config: RoleConfig, name: str) -> tuple[str, str | None]:
+    """Return where a role's tokenizer is, and of which revision: its adapter's counts first.
+
+    Fine-tuning may add tokens, and the adapter then brings the tokenizer that has them.
+
+    Raises
+    ------
+    ModelLoadError
+        The adapter cannot be asked.
+    """
+    own = str(config.model), config.revision
+    if config.adapter is None:
+        return own
+    _peft_for(config.adapter)
+    try:
+        return (config.adapter, None) if _found(config.adapter, "tokenizer.json", None) else own
+    except Exception as error:  # transformers raises several for what is neither folder nor id
+        raise ModelLoadError(
+            f"the {name}'s adapter {config.adapter} cannot be found: {_reason(error)}"
+        ) from error
 
 
 def load_tokenizer(path: str, *, name: str = "model", revision: str | None = None) -> Any:
@@ -29,12 +75,14 @@ def load_tokenizer(path: str, *, name: str = "model", revision: str | None = Non
     TokenizerError
         There is one, but it has no fast (declared) form.
     """
-    _check_folder(path, name)
+    folder = checkpoint_of(path, name=name, revision=revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=revision, trust_remote_code=False
+        )
     except Exception as error:  # transformers and tokenizers raise plain Exception for bad files
         raise ModelLoadError(
-            f"cannot load the {name}'s tokenizer from {path}: {_first_line(error)}"
+            f"cannot load the {name}'s tokenizer from {path}: {_reason(error)}"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
@@ -52,8 +100,7 @@ def load_weights(name: str, config: RoleConfig) -> Any:
     ModelLoadError
         What cannot be loaded, and why.
     """
-    path = str(config.model)
-    _check_folder(path, name)
+    path = checkpoint_of(str(config.model), name=name, revision=config.revision)
     device = config.device
     if device is None and config.device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,26 +121,52 @@ def load_weights(name: str, config: RoleConfig) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, **keywords
         )
-        if config.adapter is not None:
-            model = _with_adapter(model, config.adapter)
-        if "device_map" not in keywords:
-            model = model.to(device)
     except ModelLoadError:
         raise
     except Exception as error:  # every library on the way has exceptions of its own
-        raise ModelLoadError(f"cannot load the {name} from {path}: {_first_line(error)}") from error
-    return model
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
+        raise ModelLoadError(
+            f"cannot load the {name} from {config.model}: {_reason(error)}"
+        ) from error
+    if config.adapter is not None:
+        model = _with_adapter(model, config.adapter, name)
+    if "device_map" in keywords:
+        return model
     try:
-        from peft import PeftModel
+        return model.to(device)
+    except Exception as error:  # torch's own are many
+        raise ModelLoadError(f"cannot put the {name} on {device}: {_reason(error)}") from error
+
+
+def _peft_for(adapter: str) -> Any:
+    try:
+        import peft
     except ImportError as error:
         raise ModelLoadError(
             f"adapter {adapter} needs the peft package: pip install peft"
         ) from error
+    return peft
+
+
+def _with_adapter(model: Any, adapter: str, name: str) -> Any:
+    peft = _peft_for(adapter)
     _check_adapter(adapter)
-    return PeftModel.from_pretrained(model, adapter).get_base_model()
+    try:
+        rows = _embedding_rows(peft.load_peft_weights(adapter, device="cpu"))
+        if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+            # What the new rows hold is read from the adapter next.
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        return peft.PeftModel.from_pretrained(model, adapter).get_base_model()
+    except Exception as error:  # every library on the way has exceptions of its own
+        raise ModelLoadError(
+            f"cannot put adapter {adapter} on the {name}: {_reason(error)}"
+        ) from error
+
+
+def _embedding_rows(weights: dict[str, Any]) -> int | None:
+    """Return how many tokens the embeddings have that an adapter brings; None for none."""
+    ends = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
+    found = (len(tensor) for key, tensor in weights.items() if key.endswith(ends))
+    return next(found, None)
 
 
 def _check_adapter(adapter: str, revision: str | None = None) -> None:
@@ -118,12 +191,6 @@ def _found(source: str, name: str, revision: str | None) -> bool:
     return found is not None
 
 
-def _check_folder(path: str, name: str) -> None:
-    looks_local = path.startswith((".", "/", "~")) or "\\" in path
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise ModelLoadError(f"the {name}'s folder {path} does not exist")
-
-
 def window_of(config: Any) -> int | None:
     """Return how many positions a model has, where its configuration tells."""
     found = (getattr(config, key, None) for key in _WINDOW_KEYS)
@@ -146,6 +213,7 @@ def template_text(template: str | None) -> str | None:
         raise ModelLoadError(f"cannot read chat template {template}: {error.strerror}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def _reason(error: BaseException) -> str:
+    """Return all that an error says, as one line."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= _REASON_LENGTH else f"{said[:_REASON_LENGTH]} ..."

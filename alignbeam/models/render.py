@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from alignbeam.errors import ModelLoadError, PromptError
+from alignbeam.errors import ModelLoadError, PromptError, TokenizerError
 from alignbeam.models.conversation import Message, Prompt, as_messages
 from alignbeam.vocab.chat_template import DROPPED, KEPT, ChatTemplate, chosen_template, holds
 from alignbeam.vocab.retokenize import plain_encode
@@ -156,6 +156,29 @@ class Renderer:
                 "remove control-token text from them"
             )
         return ids
+
+    def check_fits(self, width: int) -> None:
+        """Refuse a template that writes tokens which a model of ``width`` tokens does not have.
+
+        Raises
+        ------
+        TokenizerError
+            Naming them.
+        """
+        asked = {"role": "user", "content": _PROBE}
+        answered = [asked, {"role": "assistant", "content": _PROBE}, asked]
+        for turns in ([asked], answered, [{"role": "system", "content": _PROBE}, asked]):
+            try:
+                ids = self.ids(turns)
+            except PromptError:  # these turns are not for this template
+                continue
+            if beyond := sorted({i for i in ids if i >= width}):
+                tokens = ", ".join(map(str, self._tokenizer.convert_ids_to_tokens(beyond)))
+                raise TokenizerError(
+                    f"the {self._name}'s chat template writes {tokens}, and its head of {width} "
+                    "columns has none; this tokenizer belongs to another model, or the "
+                    "embeddings were not resized with it"
+                )
 
     def opening(self) -> bytes:
         """Bytes that the template puts between the generation prompt and the answer.

@@ -14,7 +14,13 @@ from transformers.cache_utils import DynamicCache
 from alignbeam.config import RoleConfig
 from alignbeam.errors import ModelLoadError, PromptError, TokenizerError
 from alignbeam.models.conversation import Prompt
-from alignbeam.models.loading import load_tokenizer, load_weights, template_text, window_of
+from alignbeam.models.loading import (
+    load_tokenizer,
+    load_weights,
+    template_text,
+    tokenizer_source,
+    window_of,
+)
 from alignbeam.models.probe import NO_LIMIT, holds_cached_rows
 from alignbeam.models.render import Renderer
 from alignbeam.models.rows import Rows, pad_left
@@ -93,6 +99,7 @@ class Role:
             self._renderer.opening(),
             name,
         )
+        self._renderer.check_fits(vocabulary.width)
         if not vocabulary.end_ids:
             raise TokenizerError(
                 f"the {name} names no end token, so its answers would never end; "
@@ -121,7 +128,8 @@ class Role:
         """
         if config.model is None:
             raise ModelLoadError(f"no model is named for the {name}; set {name}.model")
-        tokenizer = load_tokenizer(config.model, name=name, revision=config.revision)
+        source, revision = tokenizer_source(config, name)
+        tokenizer = load_tokenizer(source, name=name, revision=revision)
         model = load_weights(name, config)
         return cls(
             name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +64,8 @@ class Vocabulary:
         Raises
         ------
         TokenizerError
-            The tokenizer is a slow one, or does not fit the head; an end id lies beyond the head.
+            The tokenizer is a slow one, or does not fit the head: a token of text, or an end id
+            that is none of its control tokens, lies beyond it.
         """
         # Not len(tokenizer): an added token may lie far above the number of tokens. Of the others
         # only `token_bytes` can tell, and a cached bridge must load in milliseconds.
@@ -78,18 +80,11 @@ class Vocabulary:
             ) from error
         if not 1 <= columns <= _MAX_WIDTH:
             raise TokenizerError(f"the {name}'s width must be in 1..{_MAX_WIDTH}, got {columns}")
-        made = cls(tokenizer, columns, ends, opening, name)
-        made._check_holds(ids)
+        absent = _absent(tokenizer, columns, name) if ids > columns else {}
+        ends = tuple(i for i in ends if i not in absent)
         if beyond := [i for i in ends if not 0 <= i < columns]:
             raise TokenizerError(f"the {name}'s end ids {beyond} lie beyond its head ({columns})")
-        return made
-
-    def _check_holds(self, ids: int) -> None:
-        if ids > self.width:
-            raise TokenizerError(
-                f"the {self.name}'s tokenizer has {ids} ids, but its head only {self.width} "
-                "columns; this tokenizer belongs to another model"
-            )
+        return cls(tokenizer, columns, ends, opening, name)
 
     @cached_property
     def token_bytes(self) -> list[bytes | None]:
@@ -101,8 +96,8 @@ class Vocabulary:
             The tokenizer cannot be read exactly, or does not fit the head.
         """
         table = token_bytes(self.tokenizer)
-        self._check_holds(len(table))
-        return table
+        _check_holds(table, self.width, self.name)
+        return table[: self.width]
 
     @cached_property
     def text_bytes(self) -> list[bytes | None]:
@@ -122,3 +117,28 @@ class Vocabulary:
         if token_id >= len(self.token_bytes):
             return b""
         return self.token_bytes[token_id] or b""
+
+
+def _check_holds(table: list[bytes | None], width: int, name: str) -> None:
+    if any(piece is not None for piece in table[width:]):
+        raise TokenizerError(
+            f"the {name}'s tokenizer has {len(table)} ids, but its head only {width} columns; this "
+            "tokenizer belongs to another model"
+        )
+
+
+def _absent(tokenizer: Any, width: int, name: str) -> dict[int, str]:
+    """Return the control tokens beyond the head by id, with a warning; refuse any other token.
+
+    Fine-tuning puts a padding token there that the model never sees, nor can produce.
+    """
+    _check_holds(token_bytes(tokenizer), width, name)
+    known: dict[str, int] = backend_of(tokenizer).get_vocab(with_added_tokens=True)
+    beyond = {i: token for token, i in known.items() if i >= width}
+    warnings.warn(
+        f"the {name}'s head has {width} columns and none for {', '.join(beyond.values())}; they "
+        "count as absent",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return beyond
