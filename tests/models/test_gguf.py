@@ -1,4 +1,4 @@
-"""GGUF files are models of every role: read exactly, and once; what cannot be is refused by name."""
+"""GGUF files are models of every role, read exactly and once; others are refused by name."""
 
 from __future__ import annotations
 
