@@ -23,11 +23,11 @@ from typing import Any, Final
 import torch
 import transformers
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from alignbeam.cache_folder import cache_folder, make_cache_folder, untrusted
 from alignbeam.errors import ModelLoadError
-from alignbeam.models.gguf_header import Header, read_header
+from alignbeam.models.gguf_header import Header, read_header, without_vocabulary
 from alignbeam.models.gguf_tokenizer import read_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -168,18 +168,19 @@ def _refuse_unreadable(file: Path, header: Header) -> None:
         )
     if (kind := metadata.get("general.type", "model")) != "model":
         raise ModelLoadError(f"{file} holds no model but a {kind}; {_INSTEAD}")
-    if not header.tensors:
+    if "token_embd.weight" not in header.tensors:
         raise ModelLoadError(f"{file} holds no weights, only a vocabulary; {_INSTEAD}")
     if not isinstance(metadata.get("general.architecture"), str):
         raise ModelLoadError(f"{file} does not say what architecture it is of; {_INSTEAD}")
 
 
 def _check_space(cache: Path, header: Header) -> None:
-    needed = header.n_params * _kept_as(header).itemsize
+    read = max(entry.end for entry in header.tensors.values())
+    needed = header.n_params * _kept_as(header).itemsize + read
     free = shutil.disk_usage(cache).free
     if free < needed * 1.05:
         raise ModelLoadError(
-            f"the converted model takes {needed / 1e9:.1f} GB in {cache}, where "
+            f"converting the model takes {needed / 1e9:.1f} GB in {cache}, where "
             f"{free / 1e9:.1f} GB are free; set ALIGNBEAM_CACHE to a folder with room"
         )
 
@@ -202,7 +203,9 @@ def _convert(file: Path, header: Header, folder: Path) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-    model, info = _read_weights(file, header)
+    slim = folder.with_name("slim.gguf")
+    without_vocabulary(file, header, slim)
+    model, info = _read_weights(file, header, slim)
     if missing := sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}):
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ModelLoadError(f"{file} lacks weights of its architecture ({named}); {_INSTEAD}")
@@ -221,18 +224,21 @@ def _convert(file: Path, header: Header, folder: Path) -> None:
         written.chmod(0o600)
 
 
-def _read_weights(file: Path, header: Header) -> tuple[Any, dict[str, Any]]:
+def _read_weights(file: Path, header: Header, slim: Path) -> tuple[Any, dict[str, Any]]:
+    place = {"gguf_file": slim.name, "trust_remote_code": False}
     keywords: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # else they are dequantised anyway
         keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)
     architecture = header.metadata["general.architecture"]
     try:
+        config = AutoConfig.from_pretrained(str(slim.parent), **place)
+        config.vocab_size = header.tensors["token_embd.weight"].shape[0]
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(file.parent),
-            gguf_file=file.name,
+            str(slim.parent),
+            config=config,
             dtype=_kept_as(header),
-            trust_remote_code=False,
             output_loading_info=True,
+            **place,
             **keywords,
         )
     except Exception as error:  # transformers and gguf raise whatever comes up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import shutil
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -31,10 +32,24 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Metadata by key, arrays as lists; tensors by name."""
+    """Metadata by key, arrays as lists; tensors by name.
+
+    Attributes
+    ----------
+    spans : dict of str to (int, int)
+        First byte and end of each entry of metadata.
+    table : (int, int)
+        The same of the list of tensors.
+    start : int
+        First byte of the weights, a multiple of ``alignment``.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorEntry]
+    spans: dict[str, tuple[int, int]]
+    table: tuple[int, int]
+    start: int
+    alignment: int
 
     @property
     def n_params(self) -> int:
@@ -69,6 +84,27 @@ def read_header(path: Path) -> Header:
         ) from error
 
 
+def without_vocabulary(path: Path, header: Header, slim: Path) -> None:
+    """Copy a file without its tokenizer, whose every word a library may take a long look at."""
+    kept = [span for key, span in header.spans.items() if not key.startswith("tokenizer.")]
+    own = f"{header.metadata['general.architecture']}.vocab_size"
+    rows = header.tensors["token_embd.weight"].shape[0]
+    size = b"" if own in header.spans else _text(own) + struct.pack("<II", 4, rows)
+    counts = struct.pack("<IQQ", _VERSIONS[-1], len(header.tensors), len(kept) + bool(size))
+    with open(path, "rb") as file, open(slim, "wb") as out:
+        out.write(b"GGUF" + counts + size)
+        for begin, end in [*kept, header.table]:
+            file.seek(begin)
+            out.write(file.read(end - begin))
+        out.write(bytes(-out.tell() % header.alignment))
+        file.seek(header.start)
+        shutil.copyfileobj(file, out, 1 << 24)
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
 def _mapped(handle: int, path: Path) -> mmap.mmap:
     if path.stat().st_size < 4:
         raise ModelLoadError(f"{path} is no GGUF file: it is empty; fetch it again")
@@ -89,10 +125,15 @@ class _Reader:
             )
         tensors, pairs = self._number("Q"), self._number("Q")
         metadata: dict[str, Any] = {}
+        spans = {}
         for _ in range(pairs):
+            begin = self._at
             key = self._string()
             metadata[key] = self._value(self._number("I"))
+            spans[key] = (begin, self._at)
+        begin = self._at
         entries = [self._entry() for _ in range(tensors)]
+        table = (begin, self._at)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"an alignment of {alignment!r}")
@@ -107,7 +148,7 @@ class _Reader:
                 f"{self._path} is truncated: it has {len(self._data):,} of {needed:,} bytes; "
                 "fetch it again"
             )
-        return Header(metadata, placed)
+        return Header(metadata, placed, spans, table, start, alignment)
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int, int]:
         name = self._string()
