@@ -1,4 +1,5 @@
 # make demo   set up, then show the embedded trio at work
+# make real   set up, then fetch real models (0.6 GB) and show them at work; other pairs: PAIR=qwen
 # make test   set up, then run every test that can run here; its end says what was skipped
 # make test-harness  set up another environment, then run the tests of other people's harnesses there
 # make lint   set up, then run every check of .pre-commit-config.yaml
@@ -25,11 +26,16 @@ SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csr
 HARNESS_TESTS := tests/harness/test_agreement.py tests/harness/test_inspect.py \
   tests/harness/test_lm_eval.py tests/server/test_clients.py
 
-.PHONY: demo test test-harness lint native clean
+PAIR ?= smollm2
+
+.PHONY: demo real test test-harness lint native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/alignbeam demo
+
+real: $(VENV)/.ready-real
+	$(BIN)/python examples/real_models/show.py $(PAIR)
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
@@ -53,6 +59,10 @@ $(VENV)/.created $(VENV_HARNESS)/.created:
 $(VENV)/.ready-demo: $(VENV)/.created $(SOURCES)
 	@echo "installing alignbeam into $(VENV) (torch is large; once)"
 	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.ready-real: $(VENV)/.ready-demo
+	$(PIP_INSTALL) -e '.[gguf]'
 	touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready-demo

@@ -25,7 +25,9 @@ def _option(kind: Any, name: str, panel: str, metavar: str, help: str) -> Any:
 
 
 def _model(name: str, help: str) -> Any:
-    return _option(str, name, "Models", "FOLDER|HUB-ID", f"{help} (default: the embedded one).")
+    return _option(
+        str, name, "Models", "FOLDER|HUB-ID|GGUF", f"{help} (default: the embedded one)."
+    )
 
 
 def _beam(kind: type, key: str, metavar: str, help: str) -> Any:

@@ -113,11 +113,13 @@ class RoleConfig(CheckedSettings):
     Attributes
     ----------
     model : str or None
-        Folder or hub id; None is the embedded demonstration model of that role.
+        Folder, hub id, ``.gguf`` file or ``hub/id:file.gguf``; None is the embedded demonstration
+        model of that role.
     revision : str or None
         Commit of a hub repository; pin it.
     adapter : str or None
-        PEFT adapter (folder or hub id) put on top; needs the ``peft`` package.
+        PEFT adapter (folder or hub id) put on top; needs the ``peft`` package. A tokenizer beside
+        it counts in place of the model's.
     dtype : str
         ``"auto"`` (what the checkpoint holds; float32 on a CPU), ``"float32"``, ``"bfloat16"``
         or ``"float16"``.

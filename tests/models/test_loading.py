@@ -168,7 +168,7 @@ def test_every_line_of_a_loaders_error_is_told(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer()
     folder = saved(tmp_path, base_model(tokenizer), tokenizer)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(ModelLoadError, match="cannot load the target from .*") as caught:
+    with pytest.raises(ModelLoadError, match="cannot load the target from") as caught:
         load(folder)
     assert "pip install --upgrade transformers" in str(caught.value)
     assert "\n" not in str(caught.value)
