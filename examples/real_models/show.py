@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--to", type=Path, help="folder of the models (default: the cache)")
     parser.add_argument("--judge", help="a judge of your own (default: the embedded one)")
     parser.add_argument("--judge-kind", default="rubric", help="its kind (default: rubric)")
-    parser.add_argument("--requests", type=int, default=12, help="of each kind, up to 24")
+    parser.add_argument("--requests", type=int, default=8, help="of each kind, up to 24")
     parser.add_argument("--new-tokens", type=int, default=40, help="longest answer")
     parser.add_argument("--keep", type=Path, help="write the whole answers here, as JSON lines")
     options = parser.parse_args()
