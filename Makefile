@@ -48,6 +48,7 @@ lint: $(VENV)/.ready-lint
 
 native: $(VENV)/.ready-test
 	tests/native/sanitize.sh $(BIN)/python
+	tests/native/planted_faults.sh $(BIN)/python
 	tests/native/compile_cuda.sh
 	tests/native/install.sh $(BIN)/python
 

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// F(d) = (alpha a(d) + (1 - alpha) q(d)) / sum, or its log-mixed form, over the translated top_b:
+// one launch. Compiles with nvcc behind cuda_ops.cuh, and with a host compiler behind
+// cuda_on_host.h, which runs a block's threads as fibers: the CPU tests run these very lines.
+//
+// All blocks of a launch are resident at once. The first ones read: all pieces of all rows in
+// order, and publish what row.cuh says. The last ones finish: each takes
+// a row at a time, waits for its words, and writes its output; all they wait for is read by blocks
+// that started before them and wait for nobody. Some rows at a time, all anchors are read before
+// the targets, so that a finisher selects and translates while the targets are read, and little is
+// left to do behind the last byte.
+//
+// Sums have a fixed shape, and what atomics order is sorted afterwards: the bits depend on the row
+// alone.
+#pragma once
+
+#include "row_mix.cuh"
+
+namespace alignbeam {
+namespace {
+
+// How one launch is laid out.
+struct Plan {
+  int anchor_chunks;
+  int target_chunks;
+  int readers;          // blocks
+  int unit;             // pieces that a warp takes at a time: 1, 2 or 4, and so of one row
+  int finishers;        // blocks; and rows whose anchors are read before their targets
+  bool at_once;         // few rows: anchor and target come at the same time
+  Published published;  // [R, anchor's and target's chunks * kPiecesPerChunk], zero between launches
+};
+
+__device__ __forceinline__ Row row_of(const MixParams& params, const Plan& plan, int64_t row,
+                                      bool anchor) {
+  const int64_t chunk =
+      row * (plan.anchor_chunks + plan.target_chunks) + (anchor ? 0 : plan.anchor_chunks);
+  return make_row(anchor ? params.anchor : params.target, row,
+                  anchor ? plan.anchor_chunks : plan.target_chunks,
+                  {plan.published.sums + chunk * kPiecesPerChunk,
+                   plan.published.maxima + chunk * kPiecesPerChunk});
+}
+
+// One warp of the readers. Neighbouring warps take neighbouring units, so that rows are complete in
+// their order.
+__device__ __forceinline__ void read_units(const MixParams& params, const Plan& plan) {
+  const auto rows = static_cast<uint32_t>(params.anchor.num_rows);
+  const uint32_t anchor_pieces = plan.anchor_chunks * kPiecesPerChunk;
+  const uint32_t target_pieces = plan.target_chunks * kPiecesPerChunk;
+  const uint32_t of_row = anchor_pieces + target_pieces;
+  const uint32_t finishers = plan.finishers;
+  const uint32_t step = plan.readers * kWarps * plan.unit;
+#pragma unroll 1
+  for (uint32_t at = (block_index() * kWarps + thread_index() / 32) * plan.unit; at < rows * of_row;
+       at += step) {
+    const uint32_t first_row = rows > finishers ? at / (finishers * of_row) * finishers : 0;
+    const uint32_t in_group = at - first_row * of_row;
+    const uint32_t group = rows - first_row < finishers ? rows - first_row : finishers;
+    const bool anchor = in_group < group * anchor_pieces;
+    const uint32_t of_side = anchor ? in_group : in_group - group * anchor_pieces;
+    const uint32_t per_row = anchor ? anchor_pieces : target_pieces;
+    const uint32_t row = group > 1 ? of_side / per_row : 0;
+    const auto piece = static_cast<int>(of_side - row * per_row);
+    read_pieces(row_of(params, plan, first_row + row, anchor), piece, piece + plan.unit);
+  }
+}
+
+// The target's words, by the warps of these numbers.
+constexpr int kSumsWarp = kBoundWarps + 1;
+constexpr int kMaximaWarps = 2;
+constexpr int kMaximaWarp = kWarps - kMaximaWarps;
+__device__ __forceinline__ void take_target(int warp, Shared& s) {
+  if (warp == kSumsWarp) {
+    const LogSum total = log_sum_of(merge_pieces(s.rows[1]));
+    if (thread_index() % 32 == 0) s.totals[1] = total;
+  } else if (warp >= kMaximaWarp) {
+    take_maxima<kMaximaWarps>(1, kMaximaWarp, s);
+  }
+}
+
+// A finisher's row, all threads.
+__device__ __forceinline__ void finish_row(const MixParams& params, const MixOutput& out,
+                                           const Plan& plan, int64_t row, Shared& s) {
+  const int warp = thread_index() / 32;
+  int wanted = params.top_b;
+  // Once over the anchor's row, and where the target's own best are asked for, over the target's.
+#pragma unroll 1
+  for (int side = 0; wanted > 0; side = 1) {
+    if (warp < kBoundWarps) {
+      if (side == 0) {
+        take_maxima<kBoundWarps>(0, 0, s);
+        sync_first<kBoundWarps>();
+      }
+      list_groups(side, wanted, s);
+    } else if (side == 0) {
+      if (warp == kBoundWarps) {
+        const LogSum total = log_sum_of(merge_pieces(s.rows[0]));
+        if (thread_index() % 32 == 0) s.totals[0] = total;
+        for (int i = thread_index() % 32; i < kSeenWords / 4; i += 32) store_zeros(s.seen + 4 * i);
+      } else if (plan.at_once) {
+        take_target(warp, s);
+      }
+    }
+    const int found = select_listed(side, wanted, side == 0 ? params.table : nullptr, s);
+    if (side == 0) {
+      if (s.shared) share_out(found, s);
+      if (!plan.at_once) {
+        take_target(warp, s);
+        block_sync();
+      }
+    }
+    RowMix mix(params, out, row, s);
+    if (warp == 1 && side == 0) {
+      const Translated t = add_masses(found, s);
+      if (t.slots >= 0 && mix.exists()) mix.write_masses(t);
+    }
+    if (warp == 0) {
+      wanted = 0;
+      if (side == 1) {
+        mix.add_target_best(found);
+        mix.choose();
+      } else if (!mix.mix_quickly(is_distribution(s.totals[0]) && s.outside == 0 ? found : -1)) {
+        wanted = mix.mix(add_masses(found, s));
+        if (wanted == 0) mix.choose();
+      }
+      if (thread_index() == 0) {
+        s.wanted = wanted;
+        s.listed_count = s.candidate_count = 0;
+      }
+    }
+    block_sync();
+    wanted = s.wanted;
+  }
+}
+
+// What a block does.
+__device__ __forceinline__ void mix_topk_block(const MixParams& params, const MixOutput& out,
+                                               const Plan& plan, Shared& s) {
+  const auto block = static_cast<int>(block_index());
+  if (block < plan.readers) return read_units(params, plan);
+  const int finisher = block - plan.readers;
+  // The finishers bring the table into L2 while they wait.
+  const auto columns = static_cast<int>(params.anchor.num_cols);
+  for (int i = (finisher * kThreads + thread_index()) * 32; i < columns;
+       i += plan.finishers * kThreads * 32) {
+    prefetch_l2(params.table + i);
+  }
+#pragma unroll 1
+  for (int64_t row = finisher; row < params.anchor.num_rows; row += plan.finishers) {
+    if (thread_index() == 0) {
+      s.rows[0] = row_of(params, plan, row, true);
+      s.rows[1] = row_of(params, plan, row, false);
+      s.listed_count = s.candidate_count = s.outside = s.shared = 0;
+    }
+    block_sync();
+    finish_row(params, out, plan, row, s);
+  }
+}
+
+// Lays out a launch for a GPU that holds so many blocks at once. The pieces, and with them every
+// bit, stay the same whatever it says.
+inline void lay_out(Plan& plan, int64_t rows, int resident, int most_finishers, int unit) {
+  const int64_t groups = (rows + most_finishers - 1) / most_finishers;
+  plan.finishers = static_cast<int>((rows + groups - 1) / groups);
+  plan.at_once = rows <= 32;
+  plan.unit = unit;
+  const int64_t pieces = rows * (plan.anchor_chunks + plan.target_chunks) * kPiecesPerChunk;
+  const int64_t useful = (pieces + unit * kWarps - 1) / (unit * kWarps);
+  const int64_t most = resident - plan.finishers;
+  plan.readers = static_cast<int>(useful < most ? useful : most);
+}
+
+inline int chunks_of(int64_t columns) {
+  return static_cast<int>((columns + kChunkColumns - 1) / kChunkColumns);
+}
+
+}  // namespace
+}  // namespace alignbeam
