@@ -42,7 +42,7 @@ class Fibers {
     random_ = seed * 2654435761u + 12345u;
     stacks_.resize(static_cast<size_t>(kThreads) * kStack);
     for (int t = 0; t < kThreads; ++t) fibers_[t] = {};
-    block_arrived_ = first_arrived_ = 0;
+    block_arrived_ = 0;
     for (auto& warp : warps_) warp = {};
     int order[kThreads];
     for (int t = 0; t < kThreads; ++t) order[t] = t;
@@ -85,21 +85,6 @@ class Fibers {
     fiber.waits_for_block = false;
   }
 
-  // The first `threads` threads among themselves.
-  void first_sync(int threads) {
-    Fiber& fiber = fibers_[current_];
-    if (current_ >= threads) std::abort();
-    const unsigned turn = first_turn_;
-    if (++first_arrived_ == threads) {
-      first_arrived_ = 0;
-      ++first_turn_;
-    }
-    fiber.first_turn = turn + 1;
-    fiber.waits_for_first = true;
-    yield();
-    fiber.waits_for_first = false;
-  }
-
   // Returns the 32 values that the warp's lanes brought.
   const uint64_t* meet(uint64_t value) {
     Fiber& fiber = fibers_[current_];
@@ -123,8 +108,8 @@ class Fibers {
   struct Fiber {
     jmp_buf place;
     ucontext_t context;
-    bool started, done, waits_for_block, waits_for_first, waits_for_warp;
-    unsigned block_turn, first_turn, warp_turn;
+    bool started, done, waits_for_block, waits_for_warp;
+    unsigned block_turn, warp_turn;
   };
   struct Warp {
     uint64_t values[2][32];
@@ -135,7 +120,6 @@ class Fibers {
   bool waits(int t) const {
     const Fiber& f = fibers_[t];
     return (f.waits_for_block && static_cast<int>(block_turn_ - f.block_turn) < 0) ||
-           (f.waits_for_first && static_cast<int>(first_turn_ - f.first_turn) < 0) ||
            (f.waits_for_warp && static_cast<int>(warps_[t / 32].turn - f.warp_turn) < 0);
   }
   uint32_t next() { return random_ = random_ * 1664525u + 1013904223u, random_ >> 8; }
@@ -167,8 +151,6 @@ class Fibers {
   int current_ = 0;
   int block_arrived_ = 0;
   unsigned block_turn_ = 0;
-  int first_arrived_ = 0;
-  unsigned first_turn_ = 0;
   uint32_t random_ = 0;
 };
 
@@ -183,10 +165,6 @@ void Fibers::entry() {
 __attribute__((noinline)) int thread_index() { return fibers.thread(); }
 __attribute__((noinline)) uint32_t block_index() { return static_cast<uint32_t>(fibers.block()); }
 __attribute__((noinline)) void block_sync() { fibers.block_sync(); }
-template <int kOfWarps>
-__attribute__((noinline)) void sync_first() {
-  fibers.first_sync(kOfWarps * 32);
-}
 
 inline void assume_shared(const void*) {}
 

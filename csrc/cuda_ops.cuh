@@ -19,11 +19,6 @@ struct alignas(16) Int4 {
 __device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
 __device__ __forceinline__ uint32_t block_index() { return blockIdx.x; }
 __device__ __forceinline__ void block_sync() { __syncthreads(); }
-// The block's first warps among themselves.
-template <int kOfWarps>
-__device__ __forceinline__ void sync_first() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kOfWarps * 32) : "memory");
-}
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 
 __device__ __forceinline__ int warp_max(int x) { return __reduce_max_sync(0xffffffffu, x); }

@@ -85,11 +85,11 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
   // Once over the anchor's row, and where the target's own best are asked for, over the target's.
 #pragma unroll 1
   for (int side = 0; wanted > 0; side = 1) {
+    if (side == 0) {
+      if (warp < kBoundWarps) take_maxima<kBoundWarps>(0, 0, s);
+      block_sync();
+    }
     if (warp < kBoundWarps) {
-      if (side == 0) {
-        take_maxima<kBoundWarps>(0, 0, s);
-        sync_first<kBoundWarps>();
-      }
       list_groups(side, wanted, s);
     } else if (side == 0) {
       if (warp == kBoundWarps) {

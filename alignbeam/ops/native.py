@@ -73,11 +73,15 @@ def mix_topk_cuda(
             alpha = alpha.contiguous()
         # Of torch's own allocator, which alone can tell other streams that they are in use.
         device = anchor_logits.device
-        masses = torch.empty((3, rows), dtype=torch.float32, device=device)
+        anchor_mass, translated_mass, target_mass = torch.empty(
+            (3, rows), dtype=torch.float32, device=device
+        ).unbind(0)
         out = MixResult(
             torch.empty((rows, top_k), dtype=torch.int64, device=device),
             torch.empty((rows, top_k), dtype=torch.float32, device=device),
-            *masses.unbind(0),
+            anchor_mass,
+            translated_mass,
+            target_mass,
             torch.empty(rows, dtype=torch.int32, device=device),
         )
         if rows == 0:

@@ -36,7 +36,7 @@ file.write_text(text.replace(old, new, 1))' "$out/csrc/$1" "$2" "$3"
   cp "$root/csrc/$1" "$out/csrc/$1"
 }
 plant slots.cuh 'block_sync();' ''
-plant mix_kernel.cuh 'sync_first<kBoundWarps>();' ''
+plant mix_kernel.cuh '      block_sync();' ''
 plant select.cuh 'return enough > kShortMinusInf ? enough' \
   'return enough > kShortMinusInf ? enough + 1'
 plant select.cuh 'store_zeros(from);' ''
