@@ -2,15 +2,17 @@
 # make real   set up, then fetch real models (0.6 GB) and show them at work; other pairs: PAIR=qwen
 # make test   set up, then run every test that can run here; its end says what was skipped
 # make test-harness  set up another environment, then run the tests of other people's harnesses there
+# make engines set up another environment with vLLM, then run the tests over three of its servers
 # make lint   set up, then run every check of .pre-commit-config.yaml
 # make native set up, then sanitizers, fuzzing, every GPU architecture, and three installations
 #
 # PYTHON=python3.12 picks another interpreter, VENV=dir another place for the environment, and
-# VENV_HARNESS=dir for the other one.
+# VENV_HARNESS=dir and VENV_ENGINES=dir for the other ones.
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV_HARNESS ?= .venv-harness
+VENV_ENGINES ?= .venv-engines
 JOBS ?= 2
 
 # nvcc takes minutes for all its targets; on a GPU the kernel is built at first use all the same.
@@ -28,7 +30,7 @@ HARNESS_TESTS := tests/harness/test_agreement.py tests/harness/test_inspect.py \
 
 PAIR ?= smollm2
 
-.PHONY: demo real test test-harness lint native clean
+.PHONY: demo real test test-harness engines lint native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-demo
@@ -42,6 +44,13 @@ test: $(VENV)/.ready-test
 
 test-harness: $(VENV_HARNESS)/.ready-harness
 	$(VENV_HARNESS)/bin/python -m pytest -q -n $(JOBS) --skips=none $(PYTEST_ARGS) $(HARNESS_TESTS)
+
+# Where vLLM cannot be had, the tests skip and say so.
+engines: $(VENV)/.ready-test
+	test -f $(VENV_ENGINES)/.ready || { tests/engines/install_vllm.sh $(VENV_ENGINES) \
+	  && touch $(VENV_ENGINES)/.ready; } || test $$? -eq 3
+	test ! -f $(VENV_ENGINES)/.ready || export ALIGNBEAM_VLLM="$(abspath $(VENV_ENGINES))/bin/python"; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/engines/test_vllm.py
 
 lint: $(VENV)/.ready-lint
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -10,8 +10,10 @@ from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, Settings
 from alignbeam.decoding.anchor import AnchorSteering
 from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.decoding.engine import decode
+from alignbeam.decoding.decode import decode
 from alignbeam.embedded import or_embedded
+from alignbeam.engines.role import RemoteRole
+from alignbeam.engines.roles import AnyRole, check_shared, role_of
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
 from alignbeam.judge.selection import Selection, select
@@ -32,8 +34,9 @@ class AlignBeam:
 
     Parameters
     ----------
-    target, anchor : Role
-        The fine-tuned model whose text the user gets, and the small aligned one that steers it.
+    target, anchor : Role or RemoteRole
+        The fine-tuned model whose text the user gets, and the small aligned one that steers it;
+        either may be on an engine.
     judge : Judge
         Scores finished candidates; wrapped so that every failure counts as unsafe.
     config : BeamConfig
@@ -49,8 +52,8 @@ class AlignBeam:
 
     def __init__(
         self,
-        target: Role,
-        anchor: Role,
+        target: AnyRole,
+        anchor: AnyRole,
         judge: Judge,
         config: BeamConfig | None = None,
         *,
@@ -61,13 +64,14 @@ class AlignBeam:
         self.judge = judge if isinstance(judge, FailClosed) else FailClosed(judge)
         self.config = config or BeamConfig()
         self.bridge = bridge or Bridge.build(anchor.vocabulary, target.vocabulary)
+        check_shared((target, anchor, self.judge.role))
         self.steering = AnchorSteering(anchor, self.bridge, target.device)
 
     @classmethod
     def from_pretrained(
         cls,
-        target: str | RoleConfig | Role | None = None,
-        anchor: str | RoleConfig | Role | None = None,
+        target: str | RoleConfig | AnyRole | None = None,
+        anchor: str | RoleConfig | AnyRole | None = None,
         judge: str | JudgeConfig | Judge | None = None,
         config: BeamConfig | None = None,
     ) -> Self:
@@ -80,7 +84,9 @@ class AlignBeam:
         """
         if judge is None or isinstance(judge, str | JudgeConfig):
             judge = load_judge_of(judge)
-        return cls(_load_role("target", target), _load_role("anchor", anchor), judge, config)
+        # In the first step one more than ``top_b``: the opening token is none of the answer.
+        best = (config or BeamConfig()).top_b + 1
+        return cls(_load_role("target", target), _load_role("anchor", anchor, best), judge, config)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -178,10 +184,9 @@ class AlignBeam:
             requests = [r for r in prepared if isinstance(r, Request)]
             decode(self.target, self.steering, requests, clock, should_cancel)
             judged = self._judge([r for r in requests if r.error is None], clock)
-            timings = clock.timings()
             for one in prepared:
                 if isinstance(one, Request):
-                    yield self._outcome(one, judged.get(one, ()), timings)
+                    yield self._outcome(one, judged.get(one, ()), spent(one, clock))
                 else:
                     yield one
 
@@ -257,6 +262,23 @@ class AlignBeam:
         return assemble(request, candidates, selection, timings)
 
 
+def spent(request: Request, clock: Clock) -> Timings:
+    """Return where the time of a request's batch went; its decoding may have had its own clock."""
+    whole = clock.timings()
+    if request.clock is None:
+        return whole
+    own = request.clock.timings()
+    mine = own.target_ms + own.anchor_ms + own.mix_ms
+    other = whole.total_ms - whole.judge_ms - mine
+    return dataclasses.replace(
+        whole,
+        target_ms=own.target_ms,
+        anchor_ms=own.anchor_ms,
+        mix_ms=own.mix_ms,
+        other_ms=max(0.0, other),
+    )
+
+
 def assemble(
     request: Request, candidates: Sequence[Candidate], selection: Selection, timings: Timings
 ) -> Result:
@@ -282,15 +304,18 @@ def _or_raise(outcome: Result | AlignBeamError) -> Result:
     return outcome
 
 
-def _load_role(name: str, source: str | RoleConfig | Role | None) -> Role:
-    if isinstance(source, Role):
+def _load_role(name: str, source: str | RoleConfig | AnyRole | None, best: int = 0) -> AnyRole:
+    if isinstance(source, Role | RemoteRole):
         return source
     config = RoleConfig(model=source) if source is None or isinstance(source, str) else source
-    return Role.from_config(name, or_embedded(name, config))
+    return role_of(name, or_embedded(name, config), best)
 
 
 def load_judge_of(source: str | JudgeConfig | None) -> FailClosed:
     """Load a judge with its model; None is the embedded one."""
     config = JudgeConfig(model=source) if source is None or isinstance(source, str) else source
     config = or_embedded("judge", config)
-    return load_judge(config, Role.from_config("judge", config))
+    role = role_of("judge", config)
+    if isinstance(role, RemoteRole):
+        config = config.replace(tokenizer=role.source)
+    return load_judge(config, role)

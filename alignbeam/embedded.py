@@ -34,8 +34,8 @@ def embedded_model(role: str) -> str:
 
 
 def or_embedded(role: str, config: _Config) -> _Config:
-    """Return ``config``, with the embedded model of that role where it names none."""
-    if config.model is not None:
+    """Return ``config``, with the embedded model of that role where it names no other."""
+    if config.model is not None or config.url is not None:
         return config
     changes: dict[str, Any] = {"model": embedded_model(role)}
     if isinstance(config, JudgeConfig) and config.nonce_key is None:

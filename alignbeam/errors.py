@@ -37,6 +37,28 @@ class ModelLoadError(AlignBeamError, RuntimeError):
     """A model or tokenizer could not be loaded."""
 
 
+class EngineShortfall(ModelLoadError):
+    """An inference engine cannot play its role as it was started; says which switch mends it."""
+
+
+class EngineUnavailable(AlignBeamError, RuntimeError):
+    """An inference engine is down, slow or restarting; no answer is given.
+
+    Attributes
+    ----------
+    role : str
+        Whose engine it is.
+    """
+
+    def __init__(self, message: str = "", role: str = "") -> None:
+        super().__init__(message)
+        self.role = role
+
+
+class EngineFault(EngineUnavailable):
+    """An inference engine answers what it must not: missing numbers, NaN, another model."""
+
+
 class BackendUnavailable(AlignBeamError, RuntimeError):
     """A kernel backend that was asked for by name cannot run here; says why and what mends it."""
 

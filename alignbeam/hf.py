@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 import torch
 
 from alignbeam.controller import AlignBeam
+from alignbeam.engines.roles import local
 from alignbeam.errors import ConfigError
 from alignbeam.models.conversation import Prompt
 
@@ -87,7 +88,7 @@ def custom_generate(beam: AlignBeam) -> Callable[..., torch.Tensor]:
         stop_strings: str | Sequence[str] | None = None,
         **model_kwargs: Any,
     ) -> torch.Tensor:
-        target = beam.target
+        target = local(beam.target, "custom_generate")
         if model is not target.model:
             raise ConfigError(
                 "custom_generate belongs to another model; call target.model.generate"
@@ -171,7 +172,7 @@ def _check_processors(processors: Iterable[Any], config: Any) -> None:
 def _stopping(criteria: Iterable[Any], beam: AlignBeam) -> tuple[int, list[str]]:
     """Return the longest sequence, prompt included, and the strings that end an answer."""
     length, stops = 2**31, list[str]()
-    own = beam.target.model.generation_config.eos_token_id
+    own = local(beam.target, "custom_generate").model.generation_config.eos_token_id
     known = [set(beam.target.end_ids), {own} if isinstance(own, int) else set(own or ())]
     for criterion in criteria:
         kind = type(criterion).__name__

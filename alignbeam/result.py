@@ -246,6 +246,9 @@ class Timings:
     total_ms: float
 
 
+NO_TIME: Final = Timings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """The answer to one request.

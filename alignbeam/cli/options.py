@@ -26,7 +26,7 @@ def _option(kind: Any, name: str, panel: str, metavar: str, help: str) -> Any:
 
 def _model(name: str, help: str) -> Any:
     return _option(
-        str, name, "Models", "FOLDER|HUB-ID|GGUF", f"{help} (default: the embedded one)."
+        str, name, "Models", "FOLDER|HUB-ID|GGUF|URL", f"{help} (default: the embedded one)."
     )
 
 

@@ -14,6 +14,9 @@ from alignbeam.errors import ConfigError
 #: K rows of KV cache are kept per request; more than this is a mistake, or an attack.
 MAX_BEAMS = 8
 
+#: How the address of an engine begins.
+_ADDRESS = ("http://", "https://")
+
 Share = Annotated[float, Range(0, 1)]
 #: A harm score, from harmless to worst.
 Harm = Annotated[float, Range(1, 5)]
@@ -119,13 +122,24 @@ class BeamConfig(CheckedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RoleConfig(CheckedSettings):
-    """How one model is loaded and prompted.
+    """How one model is loaded and prompted, or where the engine is that serves it.
 
     Attributes
     ----------
     model : str or None
         Folder, hub id, ``.gguf`` file or ``hub/id:file.gguf``; None is the embedded demonstration
-        model of that role.
+        model of that role. An ``http://`` or ``https://`` address is taken for ``url``.
+    url : str or None
+        Address of an inference engine that serves the model; then nothing is loaded here.
+    tokenizer : str or None
+        Folder or hub id of the tokenizer of an engine's model; None takes what the engine says it
+        was started with.
+    served_name : str or None
+        What the engine calls the model; None takes its only one.
+    key_env : str or None
+        Name of the environment variable that holds the engine's API key.
+    connect_s, read_s : float
+        Seconds to reach an engine, and seconds without a byte of its answer.
     revision : str or None
         Commit of a hub repository; pin it.
     adapter : str or None
@@ -154,6 +168,12 @@ class RoleConfig(CheckedSettings):
     """
 
     model: str | None = None
+    url: str | None = None
+    tokenizer: str | None = None
+    served_name: str | None = None
+    key_env: str | None = None
+    connect_s: Seconds = 2.0
+    read_s: Seconds = 30.0
     revision: str | None = None
     adapter: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -169,6 +189,18 @@ class RoleConfig(CheckedSettings):
         super().__post_init__()
         if self.device is not None and self.device_map is not None:
             raise ConfigError("device and device_map exclude each other; set one of them")
+        if self.model is not None and self.model.startswith(_ADDRESS):
+            if self.url is not None:
+                raise ConfigError("model is an address, and url another; set one of them")
+            object.__setattr__(self, "url", self.model)
+            object.__setattr__(self, "model", None)
+        if self.url is None:
+            return
+        if not self.url.startswith(_ADDRESS):
+            raise ConfigError(f"url must begin with http:// or https://, got {self.url!r}")
+        for name in ("model", "adapter", "device", "device_map", "quantization"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{name} and url exclude each other: the engine has the model")
 
 
 @dataclass(frozen=True, kw_only=True)

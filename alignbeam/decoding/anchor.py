@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from alignbeam.decoding.beam import Beam, Request
+from alignbeam.decoding.choice import Choice
 from alignbeam.decoding.clock import Clock
-from alignbeam.decoding.mixing import Choice, Mixer
+from alignbeam.decoding.mixing import Mixer
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.reading import ReadingRows
+from alignbeam.decoding.remote import RemoteTokens
 from alignbeam.decoding.steer import Steer, Taken, non_finite
+from alignbeam.engines.roles import AnyRole
 from alignbeam.errors import PromptError
-from alignbeam.models.role import Role
 from alignbeam.result import Wish
 from alignbeam.vocab.bridge import Bridge
 from alignbeam.vocab.retokenize import Retokenizer
@@ -22,7 +24,7 @@ from alignbeam.vocab.retokenize import Retokenizer
 class AnchorSteering:
     """Steers by an anchor: its retokeniser, and the op over the bridge."""
 
-    def __init__(self, anchor: Role, bridge: Bridge, device: torch.device) -> None:
+    def __init__(self, anchor: AnyRole, bridge: Bridge, device: torch.device) -> None:
         self.anchor = anchor
         self.retokenizer = Retokenizer(anchor.vocabulary)
         self.mix = Mixer(bridge, device, after_opening=self._after_opening())
@@ -78,17 +80,20 @@ class AnchorSteer:
         """See ``Steer.open``."""
         at = [i for i, r in enumerate(self._requests) if r.config.mix_steps > 0]
         mixed = [self._requests[i] for i in at]
-        wanted = NextTokens(self._steering.anchor, self._reads.rows.logits)
-        logits = self._opening_logits()
+        # A target on an engine reads the prompts while the anchor speaks.
+        wait = target.rows(at).without_ends().prefill()
+        wanted = self._reads.rows.next_tokens(self._reads.rows.owners)
+        said = self._opening(wanted)
+        wait()
         # An empty answer would always be judged safe, so no end token may open a beam. The
         # anchor's end tokens lead nowhere in the opening table.
         theirs = target.rows(at).without_ends()
         with self._clock.part("mix"):
             choices = self._steering.mix(
-                logits,
-                theirs.logits,
+                said,
+                theirs,
                 [r.config for r in mixed],
-                opening=True,
+                halves=1 if self._steering.opening_id is None else 2,
                 top_k=max(r.config.beams for r in mixed),
             )
         openings: list[Sequence[Taken] | None] = [None] * len(self._requests)
@@ -107,10 +112,10 @@ class AnchorSteer:
             openings[i] = taken[: request.config.beams]
         return openings
 
-    def _opening_logits(self) -> torch.Tensor:
-        """Return the logits of the first step.
+    def _opening(self, first: NextTokens) -> NextTokens:
+        """Return the numbers of the first step.
 
-        They are [rows, Va], or [rows, 2 Va] where the anchor has a token for exactly its opening.
+        Their columns are [Va], or [2 Va] where the anchor has a token for exactly its opening.
         That token says nothing of the answer yet; its probability belongs to what follows it. So
         it is fed, and the second half of the columns holds what the anchor says then::
 
@@ -121,15 +126,17 @@ class AnchorSteer:
         """
         opening, rows = self._steering.opening_id, self._reads.rows
         if opening is None:
-            return rows.logits
+            return first
+        if isinstance(first, RemoteTokens):
+            return first.after_opening(opening)
         with self._clock.part("anchor"):
-            first = rows.logits.float().log_softmax(-1)
+            before = first.logits.float().log_softmax(-1)
         rows.extend({owner: [opening] for owner in rows.owners})
         with self._clock.part("anchor"):
             then = rows.logits.float().log_softmax(-1)
-            weight = first[:, opening, None].clone()
-            first[:, opening] = float("-inf")
-            return torch.cat([first, weight + then], dim=1)
+            weight = before[:, opening, None].clone()
+            before[:, opening] = float("-inf")
+            return NextTokens(first.role, torch.cat([before, weight + then], dim=1))
 
     def fork(self) -> None:
         """See ``Steer.fork``."""
@@ -146,7 +153,7 @@ class AnchorSteer:
             if isinstance(why, PromptError):
                 beam.request.fail(why)
             elif target.finite[row]:
-                best = target.best[row]
+                best = target.best_token(row)
                 taken[row] = Taken((best,), target.logprob(row, best), why)
         # A failed request takes its other beams along.
         at = {b: row for b, row in at.items() if b.live}
@@ -156,10 +163,10 @@ class AnchorSteer:
         anchor, theirs = self._reads.next_tokens(list(at)), target.rows(rows)
         with self._clock.part("mix"):
             choices = self._steering.mix(
-                anchor.logits,
-                theirs.logits,
+                anchor,
+                theirs,
                 [b.request.config for b in at],
-                opening=False,
+                halves=0,
                 top_k=1,
             )
         for n, (beam, choice) in enumerate(zip(at, choices, strict=True)):

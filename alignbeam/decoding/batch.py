@@ -15,7 +15,7 @@ from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.owned_rows import OwnedRows
 from alignbeam.decoding.steer import Steer, Steering, Taken, non_finite
-from alignbeam.models.role import Role
+from alignbeam.engines.roles import AnyRole
 from alignbeam.result import StepTrace, Wish
 
 
@@ -26,18 +26,18 @@ class Batch:
 
     Parameters
     ----------
-    target : Role
+    target : Role or RemoteRole
     rows : OwnedRows
         The target's, owned by the beams or, before ``_open``, by the requests.
     steer : Steer or None
     """
 
-    def __init__(self, target: Role, rows: OwnedRows, steer: Steer | None) -> None:
+    def __init__(self, target: AnyRole, rows: OwnedRows, steer: Steer | None) -> None:
         self._target, self._rows, self._steer = target, rows, steer
 
     @classmethod
     def prime(
-        cls, target: Role, steering: Steering | None, requests: Sequence[Request], clock: Clock
+        cls, target: AnyRole, steering: Steering | None, requests: Sequence[Request], clock: Clock
     ) -> Self:
         """Prefill every prompt once, open the requests' beams and fork the caches."""
         rows = OwnedRows(target, ((r, r.target_ids) for r in requests), clock, "target")
@@ -47,7 +47,7 @@ class Batch:
 
     @classmethod
     def resume(
-        cls, target: Role, steering: Steering | None, requests: Sequence[Request], clock: Clock
+        cls, target: AnyRole, steering: Steering | None, requests: Sequence[Request], clock: Clock
     ) -> Self:
         """Go on with requests whose beams are open, from what the beams hold alone.
 
@@ -98,7 +98,7 @@ class Batch:
             {b: b.token_ids[n - len(b.request.target_ids) :] for b, n in lengths if b.live}
         )
         beams = [b for b in self.beams if b.live]
-        target = NextTokens(self._target, self._rows.logits_of(beams))
+        target = self._rows.next_tokens(beams)
         taken: list[Taken | None] = [None] * len(beams)
         if self._steer is not None:
             taken = self._steer.choose(beams, target)
@@ -111,7 +111,7 @@ class Batch:
         self._complete([beams[row] for row in alone], target.rows(alone))
 
     def _open(self, requests: Sequence[Request]) -> None:
-        target = NextTokens(self._target, self._rows.logits)
+        target = self._rows.next_tokens(self._rows.owners)
         openings: list[Sequence[Taken] | None] = [None] * len(requests)
         if self._steer is not None:
             openings = self._steer.open(target)
@@ -141,24 +141,23 @@ class Batch:
         if request.prefix:
             self._append(beams[0], request.prefix)
         elif config.temperature > 0:
-            for beam in beams:
-                self._append(beam, [target.sample(0, config, beam.generator)])
+            draws = target.samples(0, config, [beam.generator for beam in beams])
+            for beam, token_id in zip(beams, draws, strict=True):
+                self._append(beam, [token_id])
         else:
             for beam, token_id in zip(beams, target.best_of(0, config.beams), strict=True):
                 self._append(beam, [token_id])
 
     def _complete(self, beams: Sequence[Beam], target: NextTokens) -> None:
         """Let the target choose."""
+        target.begin(beams)
         for row, beam in enumerate(beams):
-            config = beam.request.config
             if not beam.live:
                 continue
-            if not target.finite[row]:
-                beam.request.fail(non_finite("target", len(beam.token_ids)))
-            elif config.temperature > 0:
-                self._append(beam, [target.sample(row, config, beam.generator)])
+            if target.finite[row]:
+                self._append(beam, [target.choose(row, beam)])
             else:
-                self._append(beam, [target.best[row]])
+                beam.request.fail(non_finite("target", len(beam.token_ids)))
 
     def _append(self, beam: Beam, token_ids: Sequence[int]) -> None:
         """Append tokens until one of them ends the beam."""

@@ -9,10 +9,11 @@ from typing import Self
 import torch
 
 from alignbeam.config import BeamConfig
+from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.sampling import beam_generator
+from alignbeam.engines.roles import AnyRole
 from alignbeam.errors import ConfigError
 from alignbeam.models.conversation import Message, Prompt, as_messages
-from alignbeam.models.role import Role
 from alignbeam.result import Candidate, FinishReason, StepTrace
 from alignbeam.vocab.retokenize import split_utf8
 
@@ -29,6 +30,10 @@ class Request:
         As configured, or what the target's window leaves.
     prefix : list of int
         Target tokens that the answer begins with, nobody's choice; then there is one beam.
+    salt : str
+        Keeps what engines cache of it apart from other tenants'; see ``engines.scope``.
+    clock : Clock or None
+        Its own, where it decodes apart from others.
     error : Exception or None
         Set when this request cannot go on; the others of its batch do.
     """
@@ -41,10 +46,14 @@ class Request:
     prefix: list[int] = field(default_factory=list)
     beams: list[Beam] = field(default_factory=list)
     trace: list[StepTrace] = field(default_factory=list)
+    salt: str = ""
+    clock: Clock | None = None
     error: Exception | None = None
 
     @classmethod
-    def of(cls, target: Role, anchor: Role | None, prompt: Prompt, config: BeamConfig) -> Self:
+    def of(
+        cls, target: AnyRole, anchor: AnyRole | None, prompt: Prompt, config: BeamConfig
+    ) -> Self:
         """Render a prompt for the models and check that it fits their windows.
 
         Raises

@@ -17,8 +17,8 @@ from alignbeam.decoding.batch import Batch
 from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.steer import Steering
+from alignbeam.engines.roles import AnyRole
 from alignbeam.errors import AlignBeamError, Cancelled, DecodingFailed, OutOfMemory
-from alignbeam.models.role import Role
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Engine:
 
     Parameters
     ----------
-    target : Role
+    target : Role or RemoteRole
     steering : Steering or None
         None for a model alone; then no request may have steps to mix.
     clock : Clock
@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(
         self,
-        target: Role,
+        target: AnyRole,
         steering: Steering | None,
         clock: Clock,
         on_failure: Callable[[Exception, int], object] = lambda error, count: None,
@@ -102,6 +102,10 @@ class Engine:
         except Exception as error:
             self._fall_apart(error)
 
+    def at_rest(self, request: Request) -> bool:
+        """Whether nothing touches a request between two steps: see ``ApartEngine``."""
+        return True
+
     def take_finished(self) -> list[Request]:
         """Return the requests that grow no longer, failed ones (``error``) included, once each."""
         done = [*self._failed, *(r for r in self._requests if not self._is_growing(r))]
@@ -146,6 +150,8 @@ class Engine:
         self._halve(growing, error)
 
     def _halve(self, requests: list[Request], error: Exception) -> None:
+        if not requests:  # all were given up meanwhile
+            return
         _log.warning("a step over %d requests failed: %s", len(requests), type(error).__name__)
         _log.debug("the failed step", exc_info=error)
         if out_of_memory(error) and torch.cuda.is_available():
@@ -158,26 +164,6 @@ class Engine:
             return
         middle = (len(requests) + 1) // 2
         self._retry.extendleft(reversed([requests[:middle], requests[middle:]]))
-
-
-def decode(
-    target: Role,
-    steering: Steering | None,
-    requests: Sequence[Request],
-    clock: Clock,
-    should_cancel: Callable[[], bool] | None = None,
-) -> None:
-    """Decode exactly these requests together; results and errors stay in the requests.
-
-    Raises
-    ------
-    Cancelled
-        ``should_cancel``, asked between steps, said so.
-    """
-    if requests:
-        engine = Engine(target, steering, clock)
-        engine.add(requests)
-        engine.run(should_cancel)
 
 
 def _failure(error: Exception) -> AlignBeamError:

@@ -1,38 +1,26 @@
-"""One mixed step for a set of beams: which table, one call of the op per kind of setting."""
+"""One mixed step for a set of beams: which table, and by which road.
+
+Where both models are in this process, the op mixes their logits, one call per kind of setting;
+where either is on an engine, ``decoding.numbers`` mixes what that engine tells.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from alignbeam.config import BeamConfig
+from alignbeam.decoding.choice import NON_FINITE, Choice
+from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.numbers import mix, translate
 from alignbeam.ops import Flags, mix_topk
 from alignbeam.vocab.bridge import Bridge, Fallback
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What the op says of one row: ids best first (absent ones left out), and how it came."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    anchor_mass: float
-    translated_mass: float
-    target_mass: float
-    empty_support: bool
-    non_finite: bool
-
-    def anchor_share(self, alpha: float) -> float:
-        """Return the anchor's real share in the mix, 0..1 (algorithm.md, section 3)."""
-        theirs = alpha * self.translated_mass
-        ours = (1 - alpha) * self.target_mass
-        return theirs / (theirs + ours) if theirs + ours > 0 else 0.0
-
-
 class Mixer:
-    """Calls ``mix_topk`` for rows with different settings; holds the tables on the device.
+    """Mixes rows with different settings; holds the tables on the device.
 
     Parameters
     ----------
@@ -40,7 +28,7 @@ class Mixer:
     device : torch.device
         The target's.
     after_opening : torch.Tensor [Va] bool
-        The anchor's columns that may follow its opening token: see ``AnchorRows.opening_logits``.
+        The anchor's columns that may follow its opening token: see ``AnchorSteer``.
     """
 
     def __init__(
@@ -50,30 +38,70 @@ class Mixer:
         self._device = device
         self._after_opening = after_opening
         self._tables: dict[tuple[str, int], torch.Tensor] = {}
+        self._lists: dict[tuple[str, int], list[int]] = {}
 
     def __call__(
         self,
-        anchor_logits: torch.Tensor,
-        target_logits: torch.Tensor,
+        anchor: NextTokens,
+        target: NextTokens,
         configs: Sequence[BeamConfig],
         *,
-        opening: bool,
+        halves: int,
         top_k: int,
     ) -> list[Choice]:
         """Mix one row per entry of ``configs``.
 
         Parameters
         ----------
-        anchor_logits : torch.Tensor [R, Va]
-            In the first step [R, Va] or [R, 2 Va]: see ``AnchorRows.opening_logits``.
-        target_logits : torch.Tensor [R, Vt]
+        anchor, target : NextTokens
         configs : sequence of BeamConfig
             One per row; rows that differ only in alpha go through the op together.
-        opening : bool
-            Whether this is the first step (``Bridge.opening_table``).
+        halves : int
+            0 for an ordinary step. In the first (``Bridge.opening_table``) how many times the
+            anchor's columns stand side by side: 1, or 2 where it may say an opening token.
         top_k : int
             Ids wanted per row.
+
+        Raises
+        ------
+        ConfigError
+            ``top_b`` is more than an engine gives.
         """
+        if anchor.local and target.local:
+            return self._by_logits(anchor.logits, target.logits, configs, halves, top_k)
+        return self._by_numbers(anchor, target, configs, halves, top_k)
+
+    def _by_numbers(
+        self,
+        anchor: NextTokens,
+        target: NextTokens,
+        configs: Sequence[BeamConfig],
+        halves: int,
+        top_k: int,
+    ) -> list[Choice]:
+        best = anchor.top(max(c.top_b for c in configs))
+        tops = [pairs[: c.top_b] for pairs, c in zip(best, configs, strict=True)]
+        tables = [self._list(c.fallback, halves) for c in configs]
+        named = target.named(
+            [list(translate(top, table)) for top, table in zip(tops, tables, strict=True)]
+        )
+        choices = []
+        for row, config in enumerate(configs):
+            if not (anchor.finite[row] and target.finite[row]):
+                choices.append(NON_FINITE)
+                continue
+            target_best = functools.partial(target.best_pairs, row)
+            choices.append(mix(tops[row], tables[row], named[row], target_best, config, top_k))
+        return choices
+
+    def _by_logits(
+        self,
+        anchor_logits: torch.Tensor,
+        target_logits: torch.Tensor,
+        configs: Sequence[BeamConfig],
+        halves: int,
+        top_k: int,
+    ) -> list[Choice]:
         groups: dict[tuple[object, ...], list[int]] = {}
         for row, c in enumerate(configs):
             key = (c.fallback, c.mix, c.support, c.top_b, c.backend)
@@ -81,7 +109,6 @@ class Mixer:
         choices: dict[int, Choice] = {}
         for rows in groups.values():
             shared = configs[rows[0]]
-            halves = anchor_logits.shape[1] // self._bridge.anchor_width if opening else 0
             whole = len(rows) == len(configs)
             out = mix_topk(
                 (anchor_logits if whole else anchor_logits[rows]).to(self._device),
@@ -116,6 +143,13 @@ class Mixer:
                     non_finite=bool(flags & Flags.NON_FINITE),
                 )
         return [choices[row] for row in range(len(configs))]
+
+    def _list(self, fallback: Fallback, halves: int) -> list[int]:
+        """Return ``_table`` as numbers."""
+        key = (fallback, halves)
+        if key not in self._lists:
+            self._lists[key] = self._table(fallback, halves).tolist()
+        return self._lists[key]
 
     def _table(self, fallback: Fallback, halves: int) -> torch.Tensor:
         """Return the table of an ordinary step (``halves`` 0), or of a first one."""

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 
 from alignbeam.decoding.clock import Clock, Part
-from alignbeam.models.role import Role
+from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.remote import RemoteTokens
+from alignbeam.engines.roles import AnyRole
+from alignbeam.engines.rows import RemoteRows
+from alignbeam.models.rows import Rows
 
 
 class OwnedRows:
@@ -19,7 +23,7 @@ class OwnedRows:
 
     Parameters
     ----------
-    role : Role
+    role : Role or RemoteRole
     prompts : iterable of (owner, sequence of int)
         What is prefilled for whom, in the order of the rows.
     clock : Clock
@@ -29,7 +33,7 @@ class OwnedRows:
 
     def __init__(
         self,
-        role: Role,
+        role: AnyRole,
         prompts: Iterable[tuple[Any, Sequence[int]]],
         clock: Clock,
         part: Part,
@@ -39,7 +43,7 @@ class OwnedRows:
         self._clock, self._part = clock, part
         self.owners: list[Any] = [owner for owner, _ in pairs]
         with self._charged():
-            self._rows = role.rows([ids for _, ids in pairs])
+            self._rows: Rows | RemoteRows = role.rows([ids for _, ids in pairs])
 
     def _charged(self) -> contextlib.AbstractContextManager[None]:
         return self._clock.part(self._part)
@@ -55,6 +59,13 @@ class OwnedRows:
             return self._rows.logits
         row_of = {owner: row for row, owner in enumerate(self.owners)}
         return self._rows.logits[[row_of[owner] for owner in owners]]
+
+    def next_tokens(self, owners: Sequence[Any]) -> NextTokens:
+        """Return what the model says comes next for these owners."""
+        if isinstance(self._rows, RemoteRows):
+            row_of = {owner: row for row, owner in enumerate(self.owners)}
+            return RemoteTokens(self._rows, [row_of[owner] for owner in owners], self._charged)
+        return NextTokens(self.role, self.logits_of(owners))
 
     def lengths(self) -> list[int]:
         """Tokens that each row holds, prompt included."""
@@ -83,7 +94,8 @@ class OwnedRows:
     def join(self, other: OwnedRows) -> None:
         """Put another batch's rows of the same model below these; ``other`` is used up."""
         with self._charged():
-            self._rows.join(other._rows)
+            # Both are of one role, so of one kind.
+            self._rows.join(other._rows)  # type: ignore[arg-type]
         self.owners += other.owners
 
     def extend(self, new: Mapping[Any, Sequence[int]]) -> None:

@@ -9,8 +9,8 @@ from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.owned_rows import OwnedRows
+from alignbeam.engines.roles import AnyRole
 from alignbeam.errors import PromptError
-from alignbeam.models.role import Role
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes, split_utf8
 
 #: Why a model cannot be asked about a beam now; a full window comes as the error that says so.
@@ -25,7 +25,7 @@ class ReadingRows:
 
     Parameters
     ----------
-    role : Role
+    role : Role or RemoteRole
     retokenizer : Retokenizer
         The role's.
     prompts : mapping of Request to sequence of int
@@ -38,7 +38,7 @@ class ReadingRows:
 
     def __init__(
         self,
-        role: Role,
+        role: AnyRole,
         retokenizer: Retokenizer,
         prompts: Mapping[Request, Sequence[int]],
         clock: Clock,
@@ -95,4 +95,4 @@ class ReadingRows:
 
     def next_tokens(self, owners: Sequence[Any]) -> NextTokens:
         """Return what the model says comes next for these owners."""
-        return NextTokens(self.role, self.rows.logits_of(owners))
+        return self.rows.next_tokens(owners)

@@ -64,6 +64,12 @@ def examine(
         Something cannot be read, or the pair cannot be served at all.
     """
     settings = Settings() if settings is None else settings
+    for name in ("target", "anchor", "judge"):
+        if getattr(settings, name).url is not None:
+            raise ConfigError(
+                f"doctor reads models, and {name}.url names an engine; name the folder or hub id "
+                "of what it serves"
+            )
     if (settings.target.model is None) != (settings.anchor.model is None):
         raise ConfigError("name both the target and the anchor, or neither for the embedded trio")
     embedded = settings.target.model is None

@@ -12,6 +12,7 @@ from alignbeam.embedded import embedded_model
 from alignbeam.errors import ModelLoadError
 from alignbeam.models.loading import (
     checkpoint_of,
+    load_generation_config,
     load_tokenizer,
     template_text,
     tokenizer_source,
@@ -112,7 +113,7 @@ def open_side(name: str, settings: RoleConfig, *, load: bool) -> Side:
     vocabulary = Vocabulary.of(
         tokenizer,
         None if config is None else max(config.vocab_size, len(tokenizer) if widened else 0),
-        end_token_ids(tokenizer, _generation_config(path), renderer.own_template),
+        end_token_ids(tokenizer, load_generation_config(path), renderer.own_template),
         renderer.opening(),
         name,
     )
@@ -138,14 +139,3 @@ def _text_config(path: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(f"cannot read the configuration of {path}: {error}") from error
     return config.get_text_config()
-
-
-def _generation_config(path: str) -> Any:
-    from transformers import GenerationConfig
-
-    if Path(path).is_dir() and not Path(path, "generation_config.json").is_file():
-        return None
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except (OSError, ValueError):
-        return None  # a repository without one: the tokenizer and the template name the ends

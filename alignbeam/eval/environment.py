@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from alignbeam.config import RoleConfig
+from alignbeam.engines.roles import AnyRole, local
 from alignbeam.eval.download import sha256_of
 from alignbeam.models.role import Role
 from alignbeam.version import __version__
@@ -41,17 +42,18 @@ def environment() -> dict[str, Any]:
     }
 
 
-def describe_role(role: Role, config: RoleConfig, *, embedded: bool) -> dict[str, Any]:
+def describe_role(role: AnyRole, config: RoleConfig, *, embedded: bool) -> dict[str, Any]:
     """Say what a role's model is, exactly enough to get the same answers again.
 
     A local folder is hashed file by file; of a hub model the resolved commit stands for it.
     """
+    role = local(role, "the record of a run")
     name = config.model or role.model.config._name_or_path
     here = Path(name or "").expanduser()
-    local = bool(name) and here.exists()
-    commit = None if local else getattr(role.model.config, "_commit_hash", None)
+    on_disk = bool(name) and here.exists()
+    commit = None if on_disk else getattr(role.model.config, "_commit_hash", None)
     sha256 = None
-    if local:
+    if on_disk:
         sha256 = fingerprint(here) if here.is_dir() else sha256_of(here)
     elif commit is None:  # made in memory: nothing else says what it is
         sha256 = weights_fingerprint(role)

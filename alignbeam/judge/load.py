@@ -64,5 +64,7 @@ def load_judge(config: JudgeConfig, role: JudgeRole) -> FailClosed:
 
 
 def _rubric_of(config: JudgeConfig) -> Rubric:
-    path = Path(config.model or "").expanduser() / RUBRIC_FILE
-    return Rubric.from_file(path) if config.model and path.is_file() else DEFAULT_RUBRIC
+    # What an engine serves names its folder only where the settings do.
+    folder = config.model or config.tokenizer
+    path = Path(folder or "").expanduser() / RUBRIC_FILE
+    return Rubric.from_file(path) if folder and path.is_file() else DEFAULT_RUBRIC

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -51,6 +51,16 @@ class JudgeRole(Protocol):
 
     def next_token_logits(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits [R, width] after the last token of each sequence."""
+
+
+@runtime_checkable
+class AsksByName(Protocol):
+    """A judge's role whose model is elsewhere: it tells named tokens, not logits."""
+
+    def named_logprobs(
+        self, sequences: Sequence[Sequence[int]], names: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Return log-probabilities [R][names] of named ids after each sequence."""
 
 
 def check_lengths(conversations: Sequence[Conversation], candidates: Sequence[str]) -> None:

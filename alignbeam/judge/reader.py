@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
-from alignbeam.judge.protocol import JudgeRole
+from alignbeam.judge.protocol import AsksByName, JudgeRole
 
 #: Default bound of rows x longest row, padding included, of one forward.
 MAX_BATCH_TOKENS: Final = 16_384
@@ -48,12 +49,24 @@ def read_labels(
         Bound of ``rows * longest row`` of one batch, which is also what its KV cache may hold; a
         longer row runs alone.
     """
+    if isinstance(role, AsksByName):
+        return _by_name(role, rows)
     found: list[tuple[float, ...]] = [()] * len(rows)
     for batch in _batches([row.ids for row in rows], max_batch_tokens):
         logits = role.next_token_logits([rows[i].ids for i in batch])
         logprobs = torch.log_softmax(logits.double(), dim=-1)
         for i, row_logprobs in zip(batch, logprobs, strict=True):
             found[i] = tuple(float(row_logprobs[list(ids)].exp().sum()) for ids in rows[i].labels)
+    return found
+
+
+def _by_name(role: AsksByName, rows: Sequence[LabelRow]) -> list[tuple[float, ...]]:
+    """Ask an engine for the labels' probabilities, all rows at once."""
+    names = [[i for label in row.labels for i in label] for row in rows]
+    found = []
+    for row, said in zip(rows, role.named_logprobs([r.ids for r in rows], names), strict=True):
+        values = iter(said)
+        found.append(tuple(sum(math.exp(next(values)) for _ in label) for label in row.labels))
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import cached_file
 
 from alignbeam.config import RoleConfig
@@ -90,6 +90,14 @@ def load_tokenizer(path: str, *, name: str = "model", revision: str | None = Non
             "convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     return tokenizer
+
+
+def load_generation_config(path: str, revision: str | None = None) -> Any:
+    """Load a model's generation config; None where there is none."""
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError):
+        return None
 
 
 def load_weights(name: str, config: RoleConfig) -> Any:

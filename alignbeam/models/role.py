@@ -12,8 +12,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from alignbeam.config import RoleConfig
-from alignbeam.errors import ModelLoadError, PromptError, TokenizerError
-from alignbeam.models.conversation import Prompt
+from alignbeam.errors import ModelLoadError
+from alignbeam.models.bare import BareRole
 from alignbeam.models.loading import (
     load_tokenizer,
     load_weights,
@@ -22,11 +22,8 @@ from alignbeam.models.loading import (
     window_of,
 )
 from alignbeam.models.probe import NO_LIMIT, holds_cached_rows
-from alignbeam.models.reader import Reader
 from alignbeam.models.rows import Rows, pad_left
 from alignbeam.models.shared import shared_logits
-from alignbeam.vocab.end_tokens import end_token_ids
-from alignbeam.vocab.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +31,13 @@ _log = logging.getLogger(__name__)
 _ROPE_BY_LENGTH: Final = ("longrope", "dynamic")
 
 
-class Role(Reader):
-    """A model that plays target, anchor or judge.
+class Role(BareRole):
+    """A model in this process that plays target, anchor or judge.
 
     Parameters
     ----------
     name : str
-        ``"target"``, ``"anchor"`` or ``"judge"``; stands in errors.
+        See ``BareRole``.
     model : PreTrainedModel
         Any causal LM of transformers, in evaluation mode.
     tokenizer : PreTrainedTokenizerFast
@@ -50,11 +47,6 @@ class Role(Reader):
 
     Attributes
     ----------
-    vocabulary : Vocabulary
-        What it reads and writes with; the role has its ``tokenizer``, ``width``, ``end_ids``,
-        ``opening`` and ``bytes_of``.
-    window : int
-        Positions the model has.
     cached_up_to : int
         Tokens up to which rows may share a forward and a cache. Beyond, a rotary scaling by
         length gives earlier tokens other angles, so every row is run by itself, uncached.
@@ -62,7 +54,7 @@ class Role(Reader):
     Raises
     ------
     TokenizerError
-        The tokenizer does not fit the head, names no end token, or cannot be read exactly.
+        See ``BareRole``.
     """
 
     def __init__(
@@ -76,38 +68,21 @@ class Role(Reader):
         thinking: bool = False,
         fold_turns: bool | None = None,
     ) -> None:
+        self.model = model.eval()
         text_config = model.config.get_text_config()
+        self.cached_up_to = _cached_up_to(text_config)
+        head = model.get_output_embeddings()
         super().__init__(
             name,
             tokenizer,
-            window_of(text_config),
+            width=text_config.vocab_size if head is None else head.weight.shape[0],
+            window=window_of(text_config) or NO_LIMIT,
+            generation_config=getattr(model, "generation_config", None),
             system_prompt=system_prompt,
             chat_template=chat_template,
             thinking=thinking,
             fold_turns=fold_turns,
         )
-        self.model = model.eval()
-        self.cached_up_to = _cached_up_to(text_config)
-        head = model.get_output_embeddings()
-        self.vocabulary = vocabulary = Vocabulary.of(
-            tokenizer,
-            text_config.vocab_size if head is None else head.weight.shape[0],
-            end_token_ids(
-                tokenizer, getattr(model, "generation_config", None), self._renderer.own_template
-            ),
-            self.opening,
-            name,
-        )
-        self._renderer.check_fits(vocabulary.width)
-        if not vocabulary.end_ids:
-            raise TokenizerError(
-                f"the {name} names no end token, so its answers would never end; "
-                "set eos_token_id in its generation_config.json"
-            )
-        # What cannot be read exactly is refused now, in no answer.
-        self._longest = max(len(data) for data in vocabulary.token_bytes if data is not None)
-        self.width, self.end_ids = vocabulary.width, vocabulary.end_ids
-        self.bytes_of = vocabulary.bytes_of
         accepted = inspect.signature(model.forward).parameters
         takes_rest = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
         self._takes_positions = "position_ids" in accepted
@@ -161,46 +136,6 @@ class Role(Reader):
     def pad_id(self) -> int:
         """An id to fill masked places with; which one cannot matter."""
         return self.end_ids[0]
-
-    def shown(self, token_ids: Sequence[int]) -> str:
-        """Return tokens for people: their text, or the names of control tokens."""
-        data = b"".join(self.bytes_of(i) for i in token_ids)
-        if data:
-            return data.decode("utf-8", errors="replace")
-        names = self.tokenizer.convert_ids_to_tokens(list(token_ids))
-        pairs = zip(token_ids, names, strict=True)
-        return "".join(f"<{i}>" if name is None else str(name) for i, name in pairs)
-
-    def check_text(self, prompt: Prompt) -> None:
-        """Refuse, before anything is encoded, what cannot fit the window however it is encoded.
-
-        Raises
-        ------
-        PromptError
-            With both numbers.
-        """
-        least = self._renderer.least_tokens(prompt, self._longest, self.window)
-        if least > self.window:
-            raise PromptError(
-                f"the prompt has {least} tokens or more for the {self.name}, whose window holds "
-                f"{self.window}; shorten the conversation",
-                "prompt_too_long",
-            )
-
-    def check_room(self, prompt_tokens: int, needed: int) -> None:
-        """Refuse a prompt that leaves less than ``needed`` tokens of the window.
-
-        Raises
-        ------
-        PromptError
-            With both numbers.
-        """
-        if prompt_tokens + needed > self.window:
-            raise PromptError(
-                f"the prompt has {prompt_tokens} tokens for the {self.name}, whose window of "
-                f"{self.window} leaves no room for {needed} more; shorten the conversation",
-                "prompt_too_long",
-            )
 
     def rows(self, prompts: Sequence[Sequence[int]]) -> Rows:
         """Prefill prompts into a new batch of rows."""

@@ -37,7 +37,7 @@ def mix_topk(
         target_mass=torch.full((rows,), math.nan, dtype=torch.float32, device=device),
         flags=torch.zeros(rows, dtype=torch.int32, device=device),
     )
-    alphas = alpha.tolist() if isinstance(alpha, Tensor) else [_as_float32(alpha)] * rows
+    alphas = alpha.tolist() if isinstance(alpha, Tensor) else [as_float32(alpha)] * rows
     for row in range(rows):
         _mix_row(
             out,
@@ -123,6 +123,6 @@ def _refuse(out: MixResult, row: int) -> None:
     out.flags[row] = int(Flags.NON_FINITE)
 
 
-def _as_float32(alpha: float) -> float:
+def as_float32(alpha: float) -> float:
     """Round as the backends do, which take alpha as float32."""
     return float(torch.tensor(alpha, dtype=torch.float32))

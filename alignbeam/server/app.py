@@ -207,6 +207,8 @@ class Server:
         """Say whether new requests are taken."""
         if self.draining or not self.service.scheduler.healthy:
             return JSONResponse({"status": "down", "reasons": ["not taking requests"]}, 503)
+        if missing := self.service.missing:
+            return JSONResponse({"status": "down", "reasons": missing}, 503)
         return JSONResponse({"status": "ok", "reasons": []})
 
     async def metrics(self) -> Response:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alignbeam.decoding.beam import Beam, Request
-from alignbeam.result import Candidate, Result, Timings, Verdict
+from alignbeam.result import NO_TIME, Candidate, Result, Timings, Verdict
 
 #: When text may leave. ``full``: after the finished candidates were judged. ``chunked``: the judged
 #: beginning first, then each further piece once it was judged with all that precedes it.
@@ -133,6 +133,8 @@ class Job:
         start = self.clock_start
         if start is None:
             return now
+        if self.request.clock is not None:
+            start, now = NO_TIME, self.request.clock.timings()
         parts = {
             name: getattr(now, name) - getattr(start, name)
             for name in ("target_ms", "anchor_ms", "mix_ms", "total_ms")

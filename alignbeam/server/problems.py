@@ -10,6 +10,8 @@ from alignbeam.errors import (
     AlignBeamError,
     ConfigError,
     DecodingFailed,
+    EngineFault,
+    EngineUnavailable,
     JudgeUnavailable,
     NonFiniteLogits,
     OutOfMemory,
@@ -91,6 +93,8 @@ _KNOWN: tuple[tuple[type[AlignBeamError], int, str], ...] = (
     (JudgeUnavailable, 503, "judge_unavailable"),
     (AuditUnavailable, 503, "audit_unavailable"),
     (OutOfMemory, 503, "out_of_memory"),
+    (EngineFault, 503, "engine_fault"),
+    (EngineUnavailable, 503, "engine_unavailable"),
     (DecodingFailed, 500, "decoding_failed"),
     (NonFiniteLogits, 500, "non_finite_logits"),
 )
@@ -100,6 +104,8 @@ _SPOKEN = {
     "judge_unavailable": "No judge could check this answer, so it is withheld. Try again later.",
     "audit_unavailable": "The answer cannot be recorded, so it is withheld. Try again later.",
     "out_of_memory": "Not enough memory for this request. Ask for fewer tokens or beams.",
+    "engine_fault": "An engine behind this server cannot be trusted; no answer is given.",
+    "engine_unavailable": "An engine behind this server does not answer. Try again later.",
     "decoding_failed": "A model failed while answering; no answer is given.",
     "non_finite_logits": "A model gave numbers that are none; no answer is given.",
 }

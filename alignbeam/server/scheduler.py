@@ -17,7 +17,9 @@ from typing import Any
 from alignbeam.controller import AlignBeam, assemble
 from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.decoding.engine import Engine, out_of_memory
+from alignbeam.decoding.decode import engine_of
+from alignbeam.decoding.engine import out_of_memory
+from alignbeam.engines.scope import tenant_salt
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable, UnsafeAnswer
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.conversation import Prompt
@@ -76,7 +78,14 @@ class Scheduler:
         self._desk = JudgeDesk(beam.judge, self._wake, watcher)
         self._stopped = False
         # Owned by the decoding thread.
-        self._engine = Engine(beam.target, beam.steering, self._clock, self._on_failure)
+        self._engine = engine_of(
+            beam.target,
+            beam.steering,
+            self._clock,
+            on_failure=self._on_failure,
+            held=self._is_held,
+            wake=self._nudge,
+        )
         self._active: dict[Request, Job] = {}
         works = (self._decode, "alignbeam decode"), (self._desk.work, "alignbeam judge")
         self._threads = [
@@ -153,6 +162,8 @@ class Scheduler:
         Draining
             The scheduler is being stopped.
         """
+        for request in requests:
+            request.salt = tenant_salt(client)
         jobs = [
             Job(request, client, release, partial(on_text, index), Future(), self._chunk_tokens)
             for index, request in enumerate(requests)
@@ -293,6 +304,11 @@ class Scheduler:
         if self._watcher is not None and rows:
             self._watcher.on_step(rows, (self._clock.timings().mix_ms - before) * 1e3)
 
+    def _is_held(self, request: Request) -> bool:
+        """Whether a request that decodes apart waits for the judge, or is about to."""
+        job = self._active.get(request)
+        return job is not None and (job.judging or job.due())
+
     def _on_failure(self, error: Exception, count: int) -> None:
         memory = out_of_memory(error)
         if memory:
@@ -314,6 +330,8 @@ class Scheduler:
 
     def _advance(self, job: Job) -> None:
         """See whether a job is done, or has a piece for the judge."""
+        if not self._engine.at_rest(job.request):
+            return
         if job.request.error is not None:
             del self._active[job.request]
             job.settle(job.request.error)

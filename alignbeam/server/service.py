@@ -16,6 +16,7 @@ from typing import Any
 from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
 from alignbeam.decoding.beam import Request
+from alignbeam.engines.role import RemoteRole
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.server.audit import AuditLog, Quota, candidates_of, cut, hashed, text_hash
 from alignbeam.server.canaries import check_canaries
@@ -275,6 +276,13 @@ class Service:
             detail = {} if quotes else {"detail": str(error)[:500]}
             _log.warning("no answer: %s", problem.code, extra=detail)
         return problem
+
+    @property
+    def missing(self) -> list[str]:
+        """Which roles their engines cannot play now."""
+        roles = (self.beam.target, self.beam.anchor, self.beam.judge.role)
+        down = [r.name for r in roles if isinstance(r, RemoteRole) and r.watch.why is not None]
+        return [f"the {name}'s engine is down" for name in down]
 
     @property
     def degraded(self) -> list[str]:

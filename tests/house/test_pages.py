@@ -28,8 +28,8 @@ PAGES = [
     *sorted((REPO / "docs").glob("*.md")),
     *sorted((REPO / "examples").rglob("README.md")),
 ]
-# Switches of programs that are not ours: lm-eval's.
-FOREIGN = {"--apply_chat_template", "--model", "--model_args"}
+# Switches of programs that are not ours: lm-eval's and vLLM's.
+FOREIGN = {"--apply_chat_template", "--model", "--model_args", "--max-logprobs", "--logprobs-mode"}
 SETTINGS = get_type_hints(Settings)
 CLI = get_command(app)
 

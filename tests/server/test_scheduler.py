@@ -11,7 +11,7 @@ from tiny_models import byte_level_tokenizer, length_scorer, random_pair, random
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.decoding.batch import Batch
 from alignbeam.decoding.clock import Clock
-from alignbeam.decoding.engine import decode
+from alignbeam.decoding.decode import decode
 from alignbeam.errors import (
     Cancelled,
     ConfigError,

@@ -11,7 +11,7 @@ import torch
 
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.decoding.engine import decode
+from alignbeam.decoding.decode import decode
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.reading import ReadingRows
 from alignbeam.decoding.steer import Steer, Steering, Taken

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from alignbeam.config import BeamConfig, CheckedSettings
 from alignbeam.controller import AlignBeam
+from alignbeam.engines.roles import local
 from alignbeam.eval.run.records import CandidateRecord, StepRecord
 from alignbeam.judge import Judge
 from alignbeam.models.conversation import Message
@@ -46,12 +47,12 @@ class Models:
     @property
     def target(self) -> Role:
         """The fine-tuned model."""
-        return self.beam.target
+        return local(self.beam.target, "an evaluation")
 
     @property
     def anchor(self) -> Role:
         """The small aligned model."""
-        return self.beam.anchor
+        return local(self.beam.anchor, "an evaluation")
 
     @property
     def config(self) -> BeamConfig:

@@ -1,0 +1,189 @@
+"""Can this engine play this role? Each shortfall is an error that names what mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from alignbeam.config import RoleConfig
+from alignbeam.engines import vllm
+from alignbeam.engines.client import EngineClient
+from alignbeam.engines.vllm import Query
+from alignbeam.errors import EngineFault, EngineShortfall
+
+if TYPE_CHECKING:
+    from alignbeam.engines.role import Asked, RemoteRole
+
+#: Where the tokenizers of two models that are not the same differ; no control tokens.
+PROBE: Final = "The quick brown fox's 12,345 jumps: naïve café, 你好, привет 🙂\n\tdef f(x): x"
+#: An id that no vocabulary has: the refusal tells how many ids there are.
+_BEYOND: Final = 2**30
+#: How far a log-probability may move between two runs of the same weights in half precision, nats.
+_SAME: Final = 0.5
+#: Ids that are named to recognise a model.
+_PROBED: Final = 16
+#: Tokens in which requests that were sent together are sure to meet in a batch.
+_TOGETHER: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an engine says of itself: name, folder or hub id, positions, logit columns."""
+
+    served: str
+    root: str
+    window: int
+    width: int
+
+
+async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: int) -> Found:
+    """Find out what must be known before the tokenizer can be loaded.
+
+    Raises
+    ------
+    EngineUnavailable, EngineShortfall
+        See ``RemoteRole.from_config``.
+    """
+    name = client.name
+    try:
+        listed = await client.get("/v1/models")
+    except EngineFault as error:
+        locked = "401" in str(error)
+        hint = f"; set {name}.key_env to the variable that holds its key" if locked else ""
+        raise EngineShortfall(f"{client.url} is no engine for the {name}: {error}{hint}") from error
+    models = {m["id"]: m for m in listed.get("data", ()) if isinstance(m, dict) and "id" in m}
+    served = config.served_name or (next(iter(models)) if len(models) == 1 else None)
+    if served is None or served not in models:
+        raise EngineShortfall(
+            f"the {name}'s engine serves {', '.join(models) or 'nothing'}; "
+            f"set {name}.served_name to one of these"
+        )
+    model = models[served]
+    window = model.get("max_model_len")
+    root = _root(models, served)
+    if not isinstance(window, int):
+        raise EngineShortfall(
+            f"the {name}'s engine does not tell max_model_len, as vLLM does; it cannot be used"
+        )
+    width = await _width(client, served)
+    if asked == "best":
+        await _gives_best(client, served, best)
+    return Found(served, root, window, width)
+
+
+def _root(models: dict[str, dict[str, object]], served: str) -> str:
+    """Return what the engine loaded; an adapter has its base model's tokenizer."""
+    model = models[served]
+    while isinstance(parent := model.get("parent"), str) and parent in models:
+        model = models[parent]
+    return str(model.get("root") or served)
+
+
+async def _width(client: EngineClient, served: str) -> int:
+    """Return how many logit columns the model has: the refusal of an id beyond them says so."""
+    body = vllm.Ask(Query((0,)), [_BEYOND], [], [(0,)]).body(served, "")
+    try:
+        await client.post(vllm.COMPLETIONS, body)
+    except EngineFault as error:
+        found = re.search(r"[Vv]ocabulary size: (\d+)", str(error))
+        if found:
+            return int(found[1])
+        raise EngineShortfall(
+            f"the {client.name}'s engine does not take named ids (logprob_token_ids): {error}; "
+            "vLLM does from 0.32 on"
+        ) from error
+    raise EngineShortfall(
+        f"the {client.name}'s engine ignores named ids (logprob_token_ids); vLLM takes them from "
+        "0.32 on"
+    )
+
+
+async def _gives_best(client: EngineClient, served: str, best: int) -> None:
+    body = vllm.Ask(Query((0,), best=best), [], [], [(0,)]).body(served, "")
+    try:
+        await client.post(vllm.COMPLETIONS, body)
+    except EngineFault as error:
+        raise EngineShortfall(
+            f"the {client.name}'s engine does not give the {best} best tokens: {error}; start it "
+            f"with --max-logprobs {best} or more"
+        ) from error
+
+
+async def takes_both(best: RemoteRole, named: RemoteRole) -> None:
+    """Check that one engine answers both kinds of questions in one batch.
+
+    Raises
+    ------
+    EngineShortfall
+        It gives fewer of the best tokens than were asked for: see ``engines.vllm``.
+    """
+    ids = tuple(best.tokenizer.encode(PROBE, add_special_tokens=False))
+    long = {"max_tokens": _TOGETHER, "ignore_eos": True}
+    bodies = [
+        vllm.Ask(query, list(query.names), [], [query.ids]).body(role.served, "") | long
+        for role, query in (
+            (best, Query(ids, best=min(best.most, _PROBED))),
+            (named, Query(ids, names=(0, 1))),
+        )
+        for _ in range(3)
+    ]
+    answers = await asyncio.gather(*(best.client.post(vllm.COMPLETIONS, b) for b in bodies))
+    told = [table for a in answers[:3] for table in a["choices"][0]["logprobs"]["top_logprobs"]]
+    if min(map(len, told)) < min(best.most, _PROBED, best.width):
+        raise EngineShortfall(
+            f"the {best.name}'s engine is the {named.name}'s too, and mixes up their answers, as "
+            "vLLM's first model runner does; start one engine for each, or this one with "
+            "VLLM_USE_V2_MODEL_RUNNER=1"
+        )
+
+
+async def compare(role: RemoteRole) -> None:
+    """Hold a role against its engine: the same ids for a text, and the numbers of the start.
+
+    Raises
+    ------
+    EngineUnavailable, EngineShortfall
+        Not there, or another model.
+    """
+    client = role.client
+    try:
+        said = await client.post(
+            "/tokenize",
+            {"model": role.served, "prompt": PROBE, "add_special_tokens": False},
+            checking=True,
+        )
+    except EngineFault as error:
+        raise EngineShortfall(f"the {role.name}'s engine does not tokenize: {error}") from error
+    ours = role.tokenizer.encode(PROBE, add_special_tokens=False)
+    if said.get("tokens") != ours:
+        raise EngineShortfall(
+            f"the {role.name}'s engine has another tokenizer than {role.source}; set "
+            f"{role.name}.tokenizer to the folder or hub id of the model that it serves"
+        )
+    window = said.get("max_model_len")
+    if isinstance(window, int) and window < role.window:
+        raise EngineShortfall(
+            f"the {role.name}'s engine now has {window} positions, and had {role.window}; start it "
+            f"with --max-model-len {role.window}"
+        )
+    query = Query(tuple(ours))
+    if role.asked == "best":
+        query = Query(tuple(ours), best=min(role.most, _PROBED))
+    else:
+        step = max(1, role.width // _PROBED)
+        query = Query(tuple(ours), names=tuple(range(0, role.width, step))[:_PROBED])
+    (numbers,) = await role.numbers([query], checking=True)
+    known = role.watch.probe
+    if not known:
+        role.watch.probe = numbers.logprobs
+        return
+    shared = known.keys() & numbers.logprobs.keys()
+    now = numbers.logprobs
+    far = [i for i in shared if known[i] != now[i] and not abs(known[i] - now[i]) <= _SAME]
+    if far or 2 * len(shared) < len(known):
+        raise EngineShortfall(
+            f"the {role.name}'s engine serves another model than at the start, under the same "
+            "name; start this process again to take it"
+        )

@@ -1,0 +1,239 @@
+"""HTTP to one engine: time limits, retries where nothing was decided, a circuit breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx2
+
+from alignbeam.errors import EngineFault, EngineUnavailable
+
+#: Pauses before a call is tried again, seconds. What is tried again decided nothing.
+_PAUSES: Final = (0.05, 0.25)
+#: Failures in a row after which calls fail at once.
+_TRIPS: Final = 4
+_BUSY: Final = frozenset({429, 502, 503, 504})
+#: Refusals that every question will meet: a key, a model, an address that is not there.
+_ALWAYS: Final = frozenset({401, 403, 404})
+#: Longest part of an engine's own words that goes into an error.
+_QUOTED: Final = 300
+
+Json = dict[str, Any]
+
+
+class Breaker:
+    """Lets calls through until an engine has failed too often in a row.
+
+    Attributes
+    ----------
+    why : str or None
+        Why calls fail at once; None where they do not.
+    """
+
+    def __init__(self, trips: int = _TRIPS) -> None:
+        self._trips, self._failures = trips, 0
+        self.why: str | None = None
+
+    def failed(self, why: str) -> None:
+        """Count a failure."""
+        self._failures += 1
+        if self._failures >= self._trips:
+            self.why = why
+
+    def trip(self, why: str) -> None:
+        """Open at once."""
+        self.why = why
+
+    def succeeded(self) -> None:
+        """Count afresh, after an answer that could be read; one that is open stays open."""
+        self._failures = 0
+
+    def close(self) -> None:
+        """Let calls through again; whoever calls this has checked the engine."""
+        self._failures, self.why = 0, None
+
+
+class EngineClient:
+    """Speaks JSON over HTTP with one engine, on the event loop of ``engines.scope``.
+
+    Proxies and credentials of the environment are not used, and redirects not followed: prompts go
+    where they were configured to go and nowhere else.
+
+    Parameters
+    ----------
+    name : str
+        The role; stands in errors.
+    url : str
+        The engine's address, without ``/v1``.
+    key : str or None
+        Sent as bearer token.
+    connect_s, read_s : float
+        Seconds to connect, and without a byte of an answer.
+
+    Attributes
+    ----------
+    calls, sent, received : int
+        HTTP requests so far, and bytes of their bodies and of the answers; checks aside.
+    """
+
+    def __init__(
+        self, name: str, url: str, key: str | None, connect_s: float, read_s: float
+    ) -> None:
+        self.name, self.url = name, url.rstrip("/").removesuffix("/v1")
+        self.breaker = Breaker()
+        self.calls = self.sent = self.received = 0
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._timeout = httpx2.Timeout(read_s, connect=connect_s, pool=connect_s)
+        self._http: httpx2.AsyncClient | None = None
+
+    def _client(self) -> httpx2.AsyncClient:
+        if self._http is None:
+            self._http = httpx2.AsyncClient(
+                base_url=self.url,
+                headers=self._headers,
+                timeout=self._timeout,
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                verify=ssl.create_default_context(),
+                trust_env=False,
+            )
+        return self._http
+
+    async def get(self, path: str, *, checking: bool = False) -> Json:
+        """GET one answer; see ``post``."""
+        return await self._answer("GET", path, None, checking)
+
+    async def post(self, path: str, body: Json, *, checking: bool = False) -> Json:
+        """POST one question; tried again where the engine did not answer.
+
+        Parameters
+        ----------
+        checking : bool
+            Past an open breaker, once, for whoever finds out whether it may be closed.
+
+        Raises
+        ------
+        EngineUnavailable
+            Down, slow, restarting, or the breaker is open.
+        EngineFault
+            It refuses the question, or what came is no JSON object.
+        """
+        return await self._answer("POST", path, body, checking)
+
+    async def _answer(self, method: str, path: str, body: Json | None, checking: bool) -> Json:
+        content = b"" if body is None else json.dumps(body).encode()
+        for pause in (None,) if checking else (*_PAUSES, None):
+            if not checking:
+                self._check_breaker()
+            try:
+                said = await self._once(method, path, content, counted=not checking)
+            except EngineFault:
+                raise
+            except EngineUnavailable as error:
+                # A slow engine is not made faster by asking it twice.
+                if pause is None or isinstance(error.__cause__, httpx2.ReadTimeout):
+                    if not checking:
+                        self.breaker.failed(str(error))
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return said
+        raise AssertionError("unreachable")
+
+    async def _once(self, method: str, path: str, content: bytes, *, counted: bool) -> Json:
+        self.calls += counted
+        self.sent += counted * len(content)
+        try:
+            response = await self._client().request(
+                method, path, content=content, headers={"content-type": "application/json"}
+            )
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+        self.received += counted * len(response.content)
+        return self._read(response.status_code, response.content)
+
+    async def events(self, path: str, body: Json) -> AsyncIterator[Json]:
+        """Yield the events of one streamed answer; tried again only before the first.
+
+        Raises
+        ------
+        EngineUnavailable, EngineFault
+            See ``post``; also where the stream breaks off, or holds an error.
+        """
+        content = json.dumps({**body, "stream": True}).encode()
+        for pause in (*_PAUSES, None):
+            self._check_breaker()
+            began = False
+            try:
+                async for event in self._stream(path, content):
+                    began = True
+                    yield event
+            except EngineFault:
+                raise
+            except EngineUnavailable as error:
+                slow = isinstance(error.__cause__, httpx2.ReadTimeout)
+                if began or slow or pause is None:
+                    self.breaker.failed(str(error))
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    async def _stream(self, path: str, content: bytes) -> AsyncIterator[Json]:
+        self.calls += 1
+        self.sent += len(content)
+        headers = {"content-type": "application/json"}
+        try:
+            async with self._client().stream(
+                "POST", path, content=content, headers=headers
+            ) as response:
+                if response.status_code != 200:
+                    self._read(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    self.received += len(line) + 1
+                    if line == "data: [DONE]":
+                        return
+                    if line.startswith("data: "):
+                        yield self._read(200, line[6:].encode())
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+        raise EngineUnavailable(f"the {self.name}'s engine broke off its answer", self.name)
+
+    def _read(self, status: int, content: bytes) -> Json:
+        try:
+            said = json.loads(content) if content else {}
+        except ValueError:
+            said = None
+        if status in _BUSY or (status >= 500 and not isinstance(said, dict)):
+            raise EngineUnavailable(f"the {self.name}'s engine answers {status}", self.name)
+        if status != 200 or (isinstance(said, dict) and "error" in said):
+            raise self.refused(status, said)
+        if not isinstance(said, dict):
+            raise self.fault("an answer that is no JSON object")
+        return said
+
+    def refused(self, status: int, said: object) -> EngineFault:
+        """Return the error of a question that the engine does not take, in its own words."""
+        error = said.get("error", said) if isinstance(said, dict) else said
+        words = error.get("message", error) if isinstance(error, dict) else error
+        failure = self.fault(f"{status}: {str(words)[:_QUOTED]}")
+        if status in _ALWAYS or status >= 500:
+            self.breaker.failed(str(failure))
+        return failure
+
+    def fault(self, what: str) -> EngineFault:
+        """Return the error of an engine that answers ``what``."""
+        return EngineFault(f"the {self.name}'s engine gave {what}", self.name)
+
+    def _unreachable(self, error: httpx2.HTTPError) -> EngineUnavailable:
+        how = "is too slow" if isinstance(error, httpx2.TimeoutException) else "does not answer"
+        return EngineUnavailable(
+            f"the {self.name}'s engine {how} ({type(error).__name__})", self.name
+        )
+
+    def _check_breaker(self) -> None:
+        if self.breaker.why is not None:
+            raise EngineUnavailable(self.breaker.why, self.name)

@@ -1,0 +1,288 @@
+"""vLLM's token API: what is asked, and how its answers are read and distrusted. No HTTP here.
+
+One engine is asked one kind of question. In vLLM's first model runner a batch that holds a request
+with ``logprob_token_ids`` answers every other request of the batch without its best n, so an
+anchor's engine is only asked for the best, and a target's or judge's only for named ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from alignbeam.engines.client import Json
+
+COMPLETIONS: Final = "/v1/completions"
+#: ``logprob_token_ids`` holds no more.
+MAX_NAMES: Final = 128
+#: Prompts of one HTTP request.
+_MAX_PROMPTS: Final = 16
+#: vLLM writes log 0 as this.
+_LOG_ZERO: Final = -9999.0
+#: Rounding may lift a probability, or a sum of them, above 1 by this.
+_ABOVE_ONE: Final = 1e-3
+#: What a forbidden id's logit is lowered by; the most that the API takes.
+_FORBID: Final = -100.0
+
+
+class Nonsense(ValueError):
+    """An answer that cannot be one; says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How the engine chooses a token that is not simply the best."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+    def fields(self) -> Json:
+        """Return it as the API names it."""
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": self.seed,
+        }
+
+
+GREEDY: Final = Draw(0.0, 0, 1.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked about the token after ``ids``.
+
+    Attributes
+    ----------
+    ids : tuple of int
+        Prompt and answer so far.
+    best : int
+        How many of the most probable tokens are wanted.
+    names : tuple of int
+        Ids whose log-probabilities are wanted; not together with ``best``.
+    forbidden : tuple of int
+        Ids that are not to be chosen; their probabilities stay as they are.
+    only : int or None
+        The one id that may be chosen.
+    draw : Draw
+        How the token is chosen.
+    """
+
+    ids: tuple[int, ...]
+    best: int = 0
+    names: tuple[int, ...] = ()
+    forbidden: tuple[int, ...] = ()
+    only: int | None = None
+    draw: Draw = GREEDY
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What an engine says of the next token.
+
+    Attributes
+    ----------
+    chosen : int
+        The token that it would take.
+    logprobs : dict of int to float
+        Log-softmax over the whole vocabulary, nats: of ``chosen``, and of what was asked.
+    """
+
+    chosen: int
+    logprobs: dict[int, float] = field(default_factory=dict)
+
+    def best(self, count: int) -> list[tuple[int, float]]:
+        """Return the ``count`` most probable of the known ids; of equals the lower id first."""
+        return sorted(self.logprobs.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
+
+
+@dataclass(slots=True)
+class Ask:
+    """One HTTP request: some queries' prompts, and the names of all of them."""
+
+    query: Query
+    names: list[int]
+    #: Place of the query, and which names are wanted of it.
+    parts: list[tuple[int, tuple[int, ...]]]
+    prompts: list[tuple[int, ...]]
+
+    def body(self, model: str, salt: str) -> Json:
+        """Return the request's JSON."""
+        query = self.query
+        body: Json = {
+            "model": model,
+            "prompt": [list(ids) for ids in self.prompts],
+            "max_tokens": 1,
+            "logprobs": max(1, query.best),
+            "return_tokens_as_token_ids": True,
+            **_plain(salt),
+            **query.draw.fields(),
+        }
+        if query.best == 0:
+            # Without names the row would be one of the other kind: see the module's docstring.
+            body["logprob_token_ids"] = self.names or [0]
+        if query.forbidden:
+            body["logit_bias"] = {str(i): _FORBID for i in query.forbidden}
+        if query.only is not None:
+            body["allowed_token_ids"] = [query.only]
+        return body
+
+    def read(self, answer: Mapping[str, Any], width: int) -> list[Numbers]:
+        """Return the numbers for each prompt.
+
+        Raises
+        ------
+        Nonsense
+            Anything is missing, no number, or impossible.
+        """
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or len(choices) != len(self.prompts):
+            raise Nonsense("not as many choices as prompts")
+        placed = {c.get("index"): c for c in choices if isinstance(c, dict)}
+        if sorted(placed, key=str) != sorted(range(len(choices)), key=str):
+            raise Nonsense("choices without their places")
+        found = [_numbers(placed[n], width) for n in range(len(choices))]
+        for numbers in found:
+            self._check(numbers, width)
+        return found
+
+    def _check(self, numbers: Numbers, width: int) -> None:
+        query = self.query
+        if missing := [i for i in self.names if i not in numbers.logprobs]:
+            raise Nonsense(f"no log-probability of {len(missing)} ids that were asked for")
+        if len(numbers.logprobs) < min(query.best, width):
+            raise Nonsense(f"{len(numbers.logprobs)} log-probabilities where {query.best} were due")
+        if math.fsum(map(math.exp, numbers.logprobs.values())) > 1 + _ABOVE_ONE:
+            raise Nonsense("probabilities that add up to more than 1")
+        if numbers.chosen in query.forbidden or query.only not in (None, numbers.chosen):
+            raise Nonsense("a token that was not to be chosen")
+
+
+def packed(queries: Sequence[Query]) -> list[Ask]:
+    """Put queries of one kind into as few requests as the API's bounds allow."""
+    asks: list[Ask] = []
+    for place, query in enumerate(queries):
+        names = tuple(dict.fromkeys(query.names))
+        chunks = [names[n : n + MAX_NAMES] for n in range(0, len(names), MAX_NAMES)] or [()]
+        for chunk in chunks:
+            for ask in asks:
+                together = list(dict.fromkeys((*ask.names, *chunk)))
+                if (
+                    _kind(ask.query) == _kind(query)
+                    and len(together) <= MAX_NAMES
+                    and len(ask.prompts) < _MAX_PROMPTS
+                ):
+                    ask.names = together
+                    break
+            else:
+                ask = Ask(query, list(chunk), [], [])
+                asks.append(ask)
+            ask.parts.append((place, chunk))
+            ask.prompts.append(query.ids)
+    return asks
+
+
+def unpacked(
+    asks: Sequence[Ask], answers: Sequence[Sequence[Numbers]], count: int
+) -> list[Numbers]:
+    """Give each of ``count`` queries its numbers back."""
+    found: dict[int, Numbers] = {}
+    for ask, answer in zip(asks, answers, strict=True):
+        for (place, _), numbers in zip(ask.parts, answer, strict=True):
+            known = found.setdefault(place, numbers)
+            known.logprobs.update(numbers.logprobs)
+    return [found[place] for place in range(count)]
+
+
+def stream_body(
+    model: str,
+    ids: Sequence[int],
+    max_tokens: int,
+    ends: Sequence[int],
+    draw: Draw,
+    salt: str,
+    interval: int,
+) -> Json:
+    """Return the JSON of a completion that is streamed; only ``ends`` and the length end it."""
+    return {
+        "model": model,
+        "prompt": list(ids),
+        "max_tokens": max_tokens,
+        "stop_token_ids": list(ends),
+        "ignore_eos": True,  # the engine's own idea of an end; ours are in stop_token_ids
+        "return_token_ids": True,
+        "stream_interval": interval,
+        **_plain(salt),
+        **draw.fields(),
+    }
+
+
+def stream_tokens(event: Mapping[str, Any], width: int) -> tuple[list[int], bool]:
+    """Return the new tokens of an event, and whether the engine ends there.
+
+    Raises
+    ------
+    Nonsense
+        No tokens, or such as there are none.
+    """
+    choices = event.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise Nonsense("a piece of an answer without its choice")
+    ids = choices[0].get("token_ids")
+    if not isinstance(ids, list) or not all(_is_id(i, width) for i in ids):
+        raise Nonsense("a piece of an answer without token ids (return_token_ids)")
+    finish = choices[0].get("finish_reason")
+    if finish not in (None, "stop", "length"):
+        raise Nonsense(f"an answer that ends with {str(finish)[:20]!r}")
+    return ids, finish is not None
+
+
+def _plain(salt: str) -> Json:
+    """Return what switches off the defaults that a model's generation_config.json may bring."""
+    plain: Json = {
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+    return {**plain, "cache_salt": salt} if salt else plain
+
+
+def _kind(query: Query) -> tuple[object, ...]:
+    return query.best, query.forbidden, query.only, query.draw
+
+
+def _numbers(choice: Mapping[str, Any], width: int) -> Numbers:
+    said = choice.get("logprobs")
+    try:
+        (token,), (table,) = said["tokens"], said["top_logprobs"]  # type: ignore[index]
+        chosen = _token_id(token, width)
+        return Numbers(chosen, {_token_id(t, width): _log(v) for t, v in table.items()})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, Nonsense):
+            raise
+        raise Nonsense("no log-probabilities of one token") from error
+
+
+def _token_id(token: object, width: int) -> int:
+    text = str(token).removeprefix("token_id:")
+    if not text.isdecimal() or not _is_id(int(text), width):
+        raise Nonsense("a token id that the vocabulary does not have")
+    return int(text)
+
+
+def _is_id(value: object, width: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < width
+
+
+def _log(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise Nonsense("a log-probability that is no number")
+    if value > _ABOVE_ONE:
+        raise Nonsense("a log-probability above 0 (the engine needs --logprobs-mode raw_logprobs)")
+    return -math.inf if value <= _LOG_ZERO else min(float(value), 0.0)

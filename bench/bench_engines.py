@@ -1,0 +1,150 @@
+"""AlignBeam, best of 3 and the plain target on the same engines, in turns: latency and traffic.
+
+``python bench/bench_engines.py TARGET ANCHOR JUDGE`` takes the addresses of three engines; rows go
+to ``results/engines.jsonl``, from where ``render_engines.py`` writes them into ``docs/scaling.md``.
+Each question is asked of all three systems before the next one is, so that whatever else the
+machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import rows
+
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import JudgeConfig, RoleConfig
+from alignbeam.demo.prompts import sample
+
+#: A new server compiles at its first question.
+PATIENCE_S = 300.0
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "target": {"mix_steps": 0, "beams": 1},
+    "best-of-3": {"mix_steps": 0, "beams": 3, "temperature": 0.7},
+    "alignbeam": {},
+}
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One system at one concurrency; per answer, times in milliseconds and traffic in KiB.
+
+    ``target``, ``anchor`` and ``judge`` are what the engines are asked: HTTP requests and the bytes
+    both ways. ``tokens`` is the mean length of the longest beam, ``cpu_ms`` what this process
+    computed, which is all that a gateway is but its web server.
+    """
+
+    system: str
+    concurrency: int
+    answers: int
+    max_new_tokens: int
+    ms_p50: float
+    ms_p95: float
+    cpu_ms: float
+    tokens: float
+    target_requests: float
+    anchor_requests: float
+    judge_requests: float
+    target_kib: float
+    anchor_kib: float
+    judge_kib: float
+
+
+def timed(ask: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the milliseconds that it took, and what came."""
+    begin = time.perf_counter()
+    answer = ask()
+    return (time.perf_counter() - begin) * 1e3, answer
+
+
+def groups(questions: list[str], size: int) -> list[list[str]]:
+    """Cut into groups of ``size``."""
+    return [questions[n : n + size] for n in range(0, len(questions), size)]
+
+
+def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineRow]:
+    """Ask every system every question, ``at_once`` of them together."""
+    clients = {
+        "target": beam.target.client,  # type: ignore[union-attr]
+        "anchor": beam.anchor.client,  # type: ignore[union-attr]
+        "judge": beam.judge.role.client,
+    }
+    times: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+    tokens: dict[str, list[int]] = {name: [] for name in SYSTEMS}
+    counts = [f"{client}{kind}" for client in clients for kind in "cb"]
+    cpu = dict.fromkeys(SYSTEMS, 0.0)
+    traffic = {name: dict.fromkeys(counts, 0) for name in SYSTEMS}
+
+    def ask(system: str, question: str) -> tuple[float, int]:
+        settings = SYSTEMS[system]
+        if system == "target":
+            spent, (said,) = timed(lambda: list(beam.alone("target", [question])))
+            return spent, len(said.token_ids)
+        spent, result = timed(lambda: beam.generate(question, **settings))
+        return spent, max(len(c.token_ids) for c in result.candidates)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for group in groups(questions, at_once):
+            for system in SYSTEMS:
+                before = {c: (k.calls, k.sent + k.received) for c, k in clients.items()}
+                begin = time.process_time()
+                for spent, length in pool.map(ask, itertools.repeat(system), group):
+                    times[system].append(spent)
+                    tokens[system].append(length)
+                cpu[system] += (time.process_time() - begin) * 1e3
+                for c, k in clients.items():
+                    traffic[system][f"{c}c"] += k.calls - before[c][0]
+                    traffic[system][f"{c}b"] += k.sent + k.received - before[c][1]
+    n = len(questions)
+    return [
+        EngineRow(
+            system,
+            at_once,
+            n,
+            beam.config.max_new_tokens,
+            round(statistics.median(times[system]), 1),
+            round(sorted(times[system])[int(0.95 * (n - 1))], 1),
+            round(cpu[system] / n, 1),
+            round(statistics.fmean(tokens[system]), 1),
+            *(round(traffic[system][f"{c}c"] / n, 2) for c in clients),
+            *(round(traffic[system][f"{c}b"] / n / 1024, 1) for c in clients),
+        )
+        for system in SYSTEMS
+    ]
+
+
+def main() -> None:
+    """Measure and keep the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for role in ("target", "anchor", "judge"):
+        parser.add_argument(role, help="address of its engine")
+    parser.add_argument("--questions", type=int, default=32)
+    given = parser.parse_args()
+    config = BeamConfig(max_new_tokens=128, wishes=0, on_unsafe="safest")
+    beam = AlignBeam.from_pretrained(
+        RoleConfig(url=given.target, read_s=PATIENCE_S),
+        RoleConfig(url=given.anchor, read_s=PATIENCE_S),
+        JudgeConfig(url=given.judge, read_s=PATIENCE_S),
+        config,
+    )
+    shipped = sample()
+    asked = [p.prompt for p in (*shipped.benign, *shipped.harmful)]
+    questions = list(itertools.islice(itertools.cycle(asked), given.questions))
+    measure(beam, questions[:2], 2)  # whatever is compiled at first use
+    writer = rows.Writer(rows.RESULTS / "engines.jsonl")
+    for at_once in (1, 16):
+        for row in measure(beam, questions, at_once):
+            print(row)
+            writer.add(row)
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()

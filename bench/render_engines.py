@@ -1,0 +1,66 @@
+"""Write the tables of docs/scaling.md from the rows of bench_engines.py.
+
+``python bench/render_engines.py`` fills between the markers; ``--check`` only says whether anything
+would change (exit code 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import render_tables
+import rows
+from markdown_table import markdown_table
+
+PAGE = render_tables.REPO / "docs" / "scaling.md"
+_NAMES = {"target": "the target alone", "best-of-3": "best of 3", "alignbeam": "AlignBeam"}
+
+
+def engines() -> str:
+    """What an answer costs each engine, and how long it takes beside best of 3."""
+    found = rows.read("engines")
+    if not found:
+        return ""
+    base = {row["concurrency"]: row["ms_p50"] for row in found if row["system"] == "best-of-3"}
+    lines = [
+        [
+            _NAMES[row["system"]],
+            f"{row['concurrency']}",
+            f"{row['ms_p50']:,.0f}",
+            f"{row['ms_p95']:,.0f}",
+            f"{row['ms_p50'] / base[row['concurrency']]:.2f}",
+            f"{row['cpu_ms']:.0f}",
+            f"{row['tokens']:.0f}",
+            *(f"{row[f'{r}_requests']:.1f}" for r in ("target", "anchor", "judge")),
+            *(f"{row[f'{r}_kib']:.0f}" for r in ("target", "anchor", "judge")),
+        ]
+        for row in found
+    ]
+    header = ["system", "at once", "ms (p50)", "ms (p95)", "of best of 3", "gateway CPU ms",
+              "tokens", "target requests", "anchor", "judge",
+              "target KiB", "anchor", "judge"]  # fmt: skip
+    machine, first = found[0]["machine"], found[0]
+    return (
+        f"{markdown_table(header, lines)}\n\nConditions: the embedded trio on three vLLM CPU "
+        f"servers (float32), gateway and engines on one shared machine ({machine['cpu']}, "
+        f"{machine['cores']} cores): compare times with each other only. {first['answers']} "
+        f"questions a row, each asked of all three systems in turn, at most "
+        f"{first['max_new_tokens']} tokens, commit {machine['commit']}."
+    )
+
+
+def main() -> None:
+    """Rewrite the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    check = parser.parse_args().check
+    old = PAGE.read_text(encoding="utf-8")
+    new = render_tables.fill(old, "engines", engines())
+    if check:
+        sys.exit(f"{PAGE.name} is stale: run python bench/render_engines.py" if new != old else 0)
+    PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""What an engine may do wrong: each is an error by name, and no answer comes of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import time
+
+import pytest
+from tiny_models import random_pair
+
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import RoleConfig
+from alignbeam.engines.role import RemoteRole
+from alignbeam.errors import (
+    Cancelled,
+    ConfigError,
+    EngineFault,
+    EngineShortfall,
+    EngineUnavailable,
+    ModelLoadError,
+)
+from alignbeam.judge import CallableJudge
+
+CONFIG = BeamConfig(mix_steps=3, beams=2, top_b=20, max_new_tokens=8)
+
+
+@pytest.fixture
+def pair():
+    return random_pair()
+
+
+@pytest.fixture
+def engines(served, pair):
+    """Return an engine for each role, and the trio that asks them."""
+    (target, asks_target), (anchor, asks_anchor) = (served(role) for role in pair)
+    judge = CallableJudge(lambda messages, text: 1.0, "one")
+    return target, anchor, AlignBeam(asks_target, asks_anchor, judge, CONFIG)
+
+
+def until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def said(answer):
+    return answer["choices"][0]["logprobs"]
+
+
+def spoil_numbers(change):
+    """Return a spoiler of every answer with numbers; streams pass."""
+
+    def spoil(answer):
+        if "logprobs" not in answer["choices"][0]:
+            return answer
+        answer = copy.deepcopy(answer)
+        change(answer)
+        return answer
+
+    return spoil
+
+
+def spoil_stream(change):
+    def spoil(answer):
+        answer = copy.deepcopy(answer)
+        if "logprobs" not in answer["choices"][0]:
+            change(answer["choices"][0])
+        return answer
+
+    return spoil
+
+
+def keep_some(answer):
+    table = said(answer)["top_logprobs"][0]
+    for name in list(table)[1:3]:
+        del table[name]
+
+
+def lift(answer):
+    table = said(answer)["top_logprobs"][0]
+    table[next(iter(table))] = 0.5
+
+
+def flatten(answer):
+    table = said(answer)["top_logprobs"][0]
+    table.update(dict.fromkeys(table, -0.1))
+
+
+def to_nan(answer):
+    table = said(answer)["top_logprobs"][0]
+    table[next(reversed(table))] = math.nan
+
+
+def to_null(answer):
+    table = said(answer)["top_logprobs"][0]
+    table[next(reversed(table))] = None
+
+
+NONSENSE = {
+    "NaN": to_nan,
+    "null": to_null,
+    "fewer": keep_some,
+    "above-0": lift,
+    "above-1": flatten,
+    "no-numbers": lambda answer: answer["choices"][0].update(logprobs=None),
+    "no-choices": lambda answer: answer.update(choices=[]),
+    "no-places": lambda answer: answer["choices"][0].update(index=7),
+    "foreign-id": lambda answer: said(answer).update(tokens=["token_id:99999"]),
+    "no-id": lambda answer: said(answer).update(tokens=[" the"]),
+    "another-model": lambda answer: answer.update(model="another"),
+}
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_fails_the_request(engines, name, who):
+    beam = engines[2]
+    engines[who].spoil = spoil_numbers(NONSENSE[name])
+    with pytest.raises(EngineFault, match=f"the {('target', 'anchor')[who]}'s engine gave"):
+        beam.generate("Hello!")
+    engines[who].spoil = lambda answer: answer
+    assert beam.generate("Hello!").text
+
+
+STREAMED = {
+    "no-ids": lambda choice: choice.update(token_ids=None),
+    "foreign-ids": lambda choice: choice.update(token_ids=[99999]),
+    "aborted": lambda choice: choice.update(finish_reason="abort"),
+    "ends-early": lambda choice: choice.update(
+        token_ids=choice["token_ids"][:1], finish_reason="length"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_stream_that_goes_wrong_fails_the_request(engines, name):
+    engines[0].spoil = spoil_stream(STREAMED[name])
+    with pytest.raises(EngineFault):
+        engines[2].generate("Hello!")
+
+
+def test_engine_that_talks_nonsense_for_long_is_asked_no_more(engines):
+    target, _, beam = engines
+    target.spoil = spoil_numbers(to_nan)
+    for _ in range(4):
+        with pytest.raises(EngineFault):
+            beam.generate("Hello!")
+    assert "log-probability that is no number" in beam.target.watch.why
+    with pytest.raises(EngineUnavailable, match="no number"):
+        beam.generate("Hello!")
+    target.spoil = lambda answer: answer
+    until(lambda: beam.target.watch.why is None)
+    assert beam.generate("Hello!").text
+
+
+def test_more_of_the_best_than_an_engine_was_checked_for_is_refused(engines):
+    with pytest.raises(ConfigError, match="checked for 40 of its best tokens"):
+        engines[2].generate("Hello!", top_b=41)
+
+
+def test_engine_that_is_busy_for_a_moment_is_asked_again(engines):
+    target, _, beam = engines
+    want = beam.generate("Hello!").text
+    target.status = 503
+    threading.Timer(0.1, lambda: setattr(target, "status", 200)).start()
+    assert beam.generate("Hello!").text == want
+
+
+def test_engine_that_is_gone_fails_fast_and_comes_back(engines):
+    _, anchor, beam = engines
+    want = beam.generate("Hello!").text
+    anchor.close()
+    with pytest.raises(EngineUnavailable, match="the anchor's engine does not answer"):
+        beam.generate("Hello!")
+    until(lambda: beam.anchor.watch.why is not None)
+    # The breaker is open: the engine's answer to a question is not waited for, nor is it asked.
+    anchor.start()
+    asked = len(anchor.asked)
+    with pytest.raises(EngineUnavailable, match="the anchor's engine does not answer"):
+        beam.generate("Hello!")
+    assert len(anchor.asked) == asked
+    until(lambda: beam.anchor.watch.why is None)
+    assert beam.generate("Hello!").text == want
+
+
+def test_engine_that_stalls_is_too_slow(served, pair):
+    engine, _ = served(pair[0])
+    role = served.ask(engine, pair[0], read_s=0.3)
+    engine.pause_s = 5.0
+    with pytest.raises(EngineUnavailable, match="the target's engine is too slow"):
+        role.named_logprobs([[1, 2]], [[3]])
+    engine.pause_s = 0.0
+
+
+def test_new_engine_with_the_same_model_is_taken_and_one_with_another_is_not(engines, pair):
+    target, _, beam = engines
+    want = beam.generate("Hello!").text
+    target.fingerprint = "second"
+    assert beam.generate("Hello!").text == want
+    assert beam.target.watch.prints == {"first", "second"}
+    target.fingerprint = "third"
+    target.role = random_pair(seed=5)[0]
+    with pytest.raises(EngineFault, match="another model than at the start"):
+        beam.generate("Hello!")
+    assert "third" not in beam.target.watch.prints
+    assert "another model" in beam.target.watch.why
+
+
+def test_request_that_nobody_waits_for_is_aborted_on_the_engine(engines):
+    target, _, beam = engines
+    target.token_s = 0.2
+
+    def streaming():
+        return sum(body.get("stream", False) for body in target.asked) == 2
+
+    with pytest.raises(Cancelled):
+        beam.generate_batch(["Hello!"], {"max_new_tokens": 200}, should_cancel=streaming)
+    until(lambda: target.aborted == 2)
+
+
+def test_stop_string_ends_the_stream_on_the_engine(engines):
+    target, _, beam = engines
+    target.token_s = 0.02
+    result = beam.generate("Hello!", max_new_tokens=200, stop=["e", "a", "o", "i", "n"])
+    assert {c.finish_reason for c in result.candidates} <= {"stop_string", "stop"}
+    until(lambda: target.aborted)
+
+
+# At the start --------------------------------------------------------------------------------
+
+
+def config(engine, **settings):
+    return RoleConfig(url=engine.url, **settings)
+
+
+def folder_of(role, tmp_path):
+    role.tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_shortfalls_name_what_mends_them(served, pair, tmp_path, monkeypatch):
+    engine, role = served(pair[1], max_logprobs=50)
+    folder = folder_of(pair[1], tmp_path)
+    with pytest.raises(EngineShortfall, match="start it with --max-logprobs 51 or more"):
+        RemoteRole.from_config("anchor", config(engine, tokenizer=folder), 51)
+    other = folder_of(pair[0], tmp_path / "other")
+    with pytest.raises(EngineShortfall, match=r"another tokenizer than .*set anchor\.tokenizer"):
+        RemoteRole.from_config("anchor", config(engine, tokenizer=other))
+    with pytest.raises(EngineShortfall, match=r"serves model; set anchor\.served_name"):
+        RemoteRole.from_config("anchor", config(engine, served_name="x", tokenizer=folder))
+    with pytest.raises(EngineShortfall, match="ENGINE_KEY, which is not set"):
+        RemoteRole.from_config("anchor", config(engine, key_env="ENGINE_KEY"))
+    assert role.window == pair[1].window
+
+
+def test_key_of_an_engine_is_read_from_the_environment(served, pair, tmp_path, monkeypatch):
+    from engine_over_role import EngineOverRole
+
+    engine = EngineOverRole(pair[0], key="secret-of-the-engine")
+    try:
+        folder = folder_of(pair[0], tmp_path)
+        with pytest.raises(EngineShortfall, match=r"set target\.key_env"):
+            RemoteRole.from_config("target", config(engine, tokenizer=folder))
+        monkeypatch.setenv("ENGINE_KEY", "secret-of-the-engine")
+        given = config(engine, tokenizer=folder, key_env="ENGINE_KEY")
+        assert RemoteRole.from_config("target", given).width == pair[0].width
+    finally:
+        engine.close()
+
+
+def test_engine_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(EngineUnavailable, match="the target's engine does not answer"):
+        RemoteRole.from_config("target", RoleConfig(url="http://127.0.0.1:9"))
+
+
+def test_address_is_taken_for_a_model_and_excludes_weights():
+    assert RoleConfig(model="http://host:1").url == "http://host:1"
+    for clash in ({"adapter": "x"}, {"device": "cpu"}, {"model": "folder"}):
+        with pytest.raises(ConfigError, match="exclude each other"):
+            RoleConfig(url="http://host:1", **clash)
+    with pytest.raises(ConfigError, match="must begin with http"):
+        RoleConfig(url="host:1")
+    assert issubclass(EngineShortfall, ModelLoadError)
+
+
+def test_what_needs_logits_refuses_an_engine_by_name(engines):
+    from alignbeam.hf import custom_generate
+
+    beam = engines[2]
+    with pytest.raises(ConfigError, match="needs the target's weights in this process"):
+        custom_generate(beam)(None, None)
+    with pytest.raises(ConfigError, match="load the target in this process"):
+        _ = beam.target.rows([[1]]).logits

@@ -1,0 +1,125 @@
+"""The server over engines: no model, the same answers, nothing unjudged when they break."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from serving import chat, judge_of, serving
+from tiny_models import length_scorer, random_pair
+
+from alignbeam import BeamConfig
+
+CONFIG = BeamConfig(mix_steps=4, beams=3, top_b=20, max_new_tokens=24, threshold=4.0)
+QUESTIONS = ["Hello!", "What is 2+2?", "Wie geht's?", "你好", "x"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return random_pair()
+
+
+@pytest.fixture
+def engines(served, pair):
+    (target, asks_target), (anchor, asks_anchor) = (served(role) for role in pair)
+    return target, anchor, (asks_target, asks_anchor)
+
+
+def ask(running, prompt="Hello!", **fields):
+    with running.client() as client:
+        return client.post("/v1/chat/completions", json=chat(prompt, **fields))
+
+
+def texts(running, **fields):
+    return [ask(running, q, **fields).json()["choices"][0]["message"] for q in QUESTIONS]
+
+
+def streamed(running, prompt):
+    text = ask(running, prompt, stream=True).text
+    data = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    assert data[-1] == "[DONE]", data[-1]
+    frames = [json.loads(line) for line in data[:-1]]
+    return "".join(f["choices"][0]["delta"].get("content") or "" for f in frames if f["choices"])
+
+
+def ready(running):
+    with running.client(None) as client:
+        said = client.get("/ready")
+    return said.status_code, said.json()["reasons"]
+
+
+def until_ready(running, status):
+    deadline = time.monotonic() + 60
+    while ready(running)[0] != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("release", ["full", "chunked"])
+def test_gateway_answers_as_the_server_with_the_models(pair, engines, release):
+    # Every score passes: how far a beam is when a later piece is judged is a matter of time.
+    judge = judge_of(lambda request, text: 0.7 * length_scorer(request, text) + 0.3)
+    settings = {"release": release, "chunk_tokens": 5}
+    with serving(pair, judge, CONFIG, **settings) as here:
+        want = texts(here), [streamed(here, q) for q in QUESTIONS]
+    with serving(engines[2], judge, CONFIG, **settings) as gateway:
+        assert (texts(gateway), [streamed(gateway, q) for q in QUESTIONS]) == want
+        assert ready(gateway) == (200, [])
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_engine_that_goes_away_withholds_answers_and_ready_names_the_role(engines, who):
+    engine, name = engines[who], ("target", "anchor")[who]
+    with serving(engines[2], judge_of(), CONFIG) as running:
+        want = ask(running).json()["choices"][0]["message"]
+        engine.close()
+        failed = ask(running)
+        assert (failed.status_code, set(failed.json())) == (503, {"error"})
+        assert failed.json()["error"]["code"] == "engine_unavailable"
+        assert int(failed.headers["retry-after"]) >= 1
+        until_ready(running, 503)
+        assert ready(running)[1] == [f"the {name}'s engine is down"]
+        engine.start()
+        until_ready(running, 200)
+        assert ask(running).json()["choices"][0]["message"] == want
+        counted = 'alignbeam_fail_closed_total{reason="engine_unavailable"}'
+        assert counted in running.server.service.metrics.page().decode()
+
+
+def test_engine_that_talks_nonsense_withholds_the_answer(engines):
+    with serving(engines[2], judge_of(), CONFIG) as running:
+        engines[0].spoil = lambda answer: {**answer, "choices": []}
+        failed = ask(running)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (503, "engine_fault")
+
+
+def test_engine_that_dies_while_a_chunked_answer_streams_ends_it_with_an_error(engines):
+    engines[0].token_s = 0.05
+    settings = {"release": "chunked", "chunk_tokens": 2}
+    with serving(engines[2], judge_of(), CONFIG, **settings) as running, running.client() as client:
+        body = chat(stream=True, max_tokens=300)
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            for line in lines:
+                if line.startswith("data: ") and '"content":"' in line and '""' not in line:
+                    break
+            engines[0].close()
+            data = [line[6:] for line in lines if line.startswith("data: ")]
+        assert json.loads(data[-1])["error"]["code"] == "engine_unavailable"
+
+
+def test_slow_request_holds_up_no_other(engines):
+    """Requests share connections only: one that waits for its engine is waited for alone."""
+    target, _, pair = engines
+    with serving(pair, judge_of(), CONFIG, keep_alive_s=0.1) as running:
+        target.token_s = 1.0
+        with running.client() as slow:
+            body = chat("slow", stream=True, max_tokens=64)
+            with slow.stream("POST", "/v1/chat/completions", json=body):
+                deadline = time.monotonic() + 60
+                while not any(b.get("stream") for b in target.asked):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                assert ask(running, "quick", max_tokens=4).status_code == 200
+                assert running.server.service.scheduler.running == 1

@@ -1,0 +1,272 @@
+"""The embedded trio on three real vLLM servers: the same tokens, and no answer when they break."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from mixed_prompts import mixed_prompts
+from serving import chat, judge_of, serving
+from vllm_servers import VllmServer, serve_trio, vllm_python
+
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import JudgeConfig, RoleConfig
+from alignbeam.embedded import embedded_model
+from alignbeam.engines.role import RemoteRole
+from alignbeam.errors import EngineShortfall, EngineUnavailable
+
+CONFIG = BeamConfig(max_new_tokens=48)
+PROMPTS = mixed_prompts()
+#: Both mixes, both supports, every fallback.
+SETTINGS = (
+    {},
+    {"mix": "log"},
+    {"support": "union"},
+    {"fallback": "first"},
+    {"fallback": "exact", "mix": "log", "support": "union"},
+)
+#: A new server compiles at its first question.
+PATIENCE_S = 300.0
+EACH = [SETTINGS[n % len(SETTINGS)] for n in range(len(PROMPTS))]
+#: The embedded judge's marks are made with a key of its own, which an address does not bring.
+NONCE_KEY = b"the embedded trio".hex()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    servers = serve_trio(vllm_python(), tmp_path_factory.mktemp("vllm"))
+    yield servers
+    for server in servers.values():
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def remote(servers):
+    return over(servers)
+
+
+def over(servers):
+    """The trio over the servers; their tokenizers are where the servers say."""
+    target, anchor, judge = (servers[role].url for role in ("target", "anchor", "judge"))
+    return AlignBeam.from_pretrained(
+        RoleConfig(url=target, read_s=PATIENCE_S),
+        RoleConfig(url=anchor, read_s=PATIENCE_S),
+        JudgeConfig(url=judge, read_s=PATIENCE_S, nonce_key=NONCE_KEY),
+        CONFIG,
+    )
+
+
+def said(outcome):
+    return outcome.text, [c.token_ids for c in outcome.candidates], outcome.chosen
+
+
+def test_fifty_mixed_requests_give_the_tokens_of_this_process(trio, remote):
+    overrides = [{**settings, "max_new_tokens": 48} for settings in EACH]
+    here = [said(r) for r in trio.outcomes(PROMPTS, overrides)]
+    there = [said(r) for r in remote.outcomes(PROMPTS, overrides)]
+    assert len(here) == 50
+    assert there == here
+
+
+def test_gateway_over_vllm_gives_the_texts_of_this_process(trio, remote):
+    want = [r.text for r in trio.outcomes(PROMPTS[:20], {"max_new_tokens": 48})]
+    pair = remote.target, remote.anchor
+    with serving(pair, remote.judge, CONFIG) as running, running.client() as client:
+
+        def ask(prompt):
+            body = chat(prompt) if isinstance(prompt, str) else chat(messages=prompt)
+            answer = client.post("/v1/chat/completions", json=body).json()
+            return answer["choices"][0]["message"]["content"]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, PROMPTS[:20])) == want
+
+
+def test_draws_repeat_on_one_engine(remote):
+    sampled = {"temperature": 1.0, "max_new_tokens": 24}
+    one, again, other = (
+        said(remote.generate("Hello!", seed=seed, **sampled))[1] for seed in (1, 1, 2)
+    )
+    assert one == again
+    assert one != other
+
+
+def test_vllm_mixes_up_two_kinds_of_questions_in_a_batch(servers):
+    """Why an engine is asked one kind only. Where this fails, vLLM has mended it."""
+    body = {
+        "model": "judge", "prompt": [1, 5, 6, 8], "max_tokens": 24, "temperature": 0,
+        "ignore_eos": True, "logprobs": 5, "return_tokens_as_token_ids": True,
+    }  # fmt: skip
+
+    def best_of(extra):
+        url = f"{servers['judge'].url}/v1/completions"
+        answer = httpx2.post(url, json=body | extra, timeout=120).json()
+        return [len(table) for table in answer["choices"][0]["logprobs"]["top_logprobs"]]
+
+    assert min(best_of({})) >= 5
+    with ThreadPoolExecutor(6) as pool:
+        both = list(pool.map(best_of, [{}, {"logprob_token_ids": [5, 6, 7]}] * 3))
+    assert min(min(sizes) for sizes in both[::2]) < 5
+
+
+def test_engine_that_plays_anchor_and_judge_is_refused_at_the_start(servers):
+    url = servers["judge"].url
+    with pytest.raises(EngineShortfall, match="start one engine for each"):
+        AlignBeam.from_pretrained(servers["target"].url, url, JudgeConfig(url=url), CONFIG)
+
+
+def test_gateway_that_is_killed_takes_nothing_of_another_along(trio, servers):
+    """Two processes without a model, 50 streams each; one is killed while they run."""
+    want = [r.text for r in trio.outcomes(PROMPTS, {"max_new_tokens": 16})]
+    with gateway(servers) as (doomed, doomed_url), gateway(servers) as (_, url):
+        with ThreadPoolExecutor(100) as pool:
+            lost = [pool.submit(streamed, doomed_url, prompt) for prompt in PROMPTS]
+            kept = [pool.submit(streamed, url, prompt) for prompt in PROMPTS]
+            until(lambda: sum(future.done() for future in kept) >= 5)
+            doomed.kill()
+            assert [future.result() for future in kept] == want
+        outcomes = [future.exception() or future.result() for future in lost]
+        cut = [o for o in outcomes if not isinstance(o, str)]
+        assert cut
+        # What had left before was whole, and judged.
+        assert all(o == w for o, w in zip(outcomes, want, strict=True) if isinstance(o, str))
+
+
+@contextlib.contextmanager
+def gateway(servers):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "alignbeam", "serve", "--port", str(port)]
+    for role, server in servers.items():
+        command += [f"--{role}", server.url]
+    command += ["--set", f"judge.nonce_key={NONCE_KEY}", "--set", "server.max_batch_cells=1000000"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+
+    def ready():
+        try:
+            return httpx2.get(f"{url}/ready", timeout=5).status_code == 200
+        except httpx2.HTTPError:
+            assert process.poll() is None
+            return False
+
+    try:
+        until(ready)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def streamed(url, prompt):
+    """The text of a streamed answer; raises where the stream breaks off."""
+    body = chat("", stream=True, max_tokens=16)
+    body["messages"] = chat(prompt)["messages"] if isinstance(prompt, str) else prompt
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as response:
+        data = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    frames = [json.loads(line) for line in data[:-1]]
+    return "".join(f["choices"][0]["delta"].get("content") or "" for f in frames if f["choices"])
+
+
+@pytest.mark.parametrize("role", ["target", "anchor", "judge"])
+def test_killed_engine_withholds_the_answer_and_a_new_one_is_taken(servers, role):
+    beam = over(servers)
+    want = said(beam.generate("Hello!", max_new_tokens=12))
+    pair = beam.target, beam.anchor
+    with serving(pair, beam.judge, CONFIG) as running, running.client() as client:
+
+        def ask():
+            return client.post("/v1/chat/completions", json=chat(max_tokens=12))
+
+        assert ask().json()["choices"][0]["message"]["content"] == want[0]
+        servers[role].kill()
+        failed = ask()
+        assert (failed.status_code, set(failed.json())) == (503, {"error"})
+        codes = {"judge": "judge_unavailable"}
+        assert failed.json()["error"]["code"] == codes.get(role, "engine_unavailable")
+        until(lambda: client.get("/ready").status_code == 503)
+        assert client.get("/ready").json()["reasons"] == [f"the {role}'s engine is down"]
+        servers[role].start()
+        servers[role].wait()
+        until(lambda: client.get("/ready").status_code == 200)
+        assert ask().json()["choices"][0]["message"]["content"] == want[0]
+
+
+def test_engine_killed_in_the_middle_of_its_answers_fails_them_all(servers):
+    beam = over(servers)
+    with serving((beam.target, beam.anchor), beam.judge, CONFIG) as running:
+
+        def ask(prompt):
+            with running.client() as client:
+                body = chat(prompt, max_tokens=400)
+                return client.post("/v1/chat/completions", json=body)
+
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(ask, prompt) for prompt in PROMPTS[:4]]
+            streams = beam.target.client.calls
+            until(lambda: beam.target.client.calls > streams + 20)
+            servers["target"].kill()
+            for failed in [future.result() for future in asked]:
+                # Whoever was done before has been judged; the others get nothing.
+                if failed.status_code != 200:
+                    assert (failed.status_code, set(failed.json())) == (503, {"error"})
+        assert any(f.result().status_code == 503 for f in asked)
+    servers["target"].start()
+    servers["target"].wait()
+
+
+def test_stalled_engine_is_too_slow_and_wakes_up(servers):
+    url = servers["target"].url
+    RemoteRole.from_config("target", RoleConfig(url=url, read_s=PATIENCE_S))
+    role = RemoteRole.from_config("target", RoleConfig(url=url, read_s=10.0))
+    want = role.named_logprobs([[1, 5, 6]], [[7, 8]])
+    servers["target"].signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(EngineUnavailable, match="too slow"):
+            role.named_logprobs([[1, 5, 6]], [[7, 8]])
+        until(lambda: role.watch.why is not None)
+    finally:
+        servers["target"].signal(signal.SIGCONT)
+    until(lambda: role.watch.why is None)
+    assert role.named_logprobs([[1, 5, 6]], [[7, 8]])[0] == pytest.approx(want[0], abs=1e-4)
+
+
+def test_engine_replaced_by_one_with_another_model_is_refused(servers, tmp_path):
+    """A rollout under the same name and address: the anchor's weights where the target was."""
+    beam = over(servers)
+    servers["target"].kill()
+    weights, url = embedded_model("anchor"), servers["target"].url
+    other = VllmServer(vllm_python(), weights, "target", tmp_path / "log", url)
+    try:
+        other.wait()
+        with pytest.raises(EngineUnavailable):  # it is one, or the breaker is open still
+            beam.generate("Hello!", max_new_tokens=12)
+        until(lambda: beam.target.watch.why is not None and "another" in beam.target.watch.why)
+    finally:
+        other.kill()
+    servers["target"].start()
+    servers["target"].wait()
+
+
+def test_engine_that_gives_too_few_logprobs_is_refused_at_the_start(servers):
+    with pytest.raises(EngineShortfall, match="--max-logprobs 257"):
+        AlignBeam.from_pretrained(
+            servers["target"].url, servers["anchor"].url, judge_of(), BeamConfig(top_b=256)
+        )
+
+
+def until(true, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,106 @@
+"""The embedded trio on three real vLLM servers, each a process that tests may stop or kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from alignbeam.embedded import embedded_model
+
+#: A server on two busy cores: imports, weights, and compiling what is compiled once.
+START_S = 600.0
+
+
+def vllm_python() -> str:
+    """Return the interpreter that has vLLM (ALIGNBEAM_VLLM); skips where there is none."""
+    python = os.environ.get("ALIGNBEAM_VLLM", "")
+    if not Path(python).is_file():
+        pytest.skip("no vLLM: make engines")
+    return python
+
+
+class VllmServer:
+    """One model behind one process group.
+
+    Attributes
+    ----------
+    url : str
+        Where it listens: a free port unless given.
+    """
+
+    def __init__(
+        self, python: str, model: str, served: str, log: Path, url: str | None = None
+    ) -> None:
+        self._command = [
+            *("nice", "-n", "5", python, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", model, "--served-model-name", served, "--dtype", "float32"),
+            *("--enforce-eager", "--max-logprobs", "200", "--max-num-seqs", "64"),
+            *("--host", "127.0.0.1"),
+        ]
+        self._log = log
+        self.url = url or f"http://127.0.0.1:{_free_port()}"
+        self.start()
+
+    def start(self) -> None:
+        """Start the process; see ``wait``."""
+        settings = {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._command, "--port", self.url.rpartition(":")[2]],
+                env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            try:
+                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            except httpx2.HTTPError:
+                time.sleep(0.5)
+        tail = self._log.read_text(encoding="utf-8", errors="replace")[-3000:]
+        raise RuntimeError(f"vLLM did not start:\n{tail}")
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the server and all its workers."""
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End all of it at once."""
+        if self._process.poll() is None:
+            self.signal(signal.SIGKILL)
+        self._process.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def serve_trio(python: str, folder: Path) -> dict[str, VllmServer]:
+    """Start the three side by side, and wait for all."""
+    servers = {
+        role: VllmServer(python, embedded_model(role), role, folder / f"{role}.log")
+        for role in ("target", "anchor", "judge")
+    }
+    for server in servers.values():
+        server.wait()
+    return servers
