@@ -26,9 +26,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import gpu_summary
-import rows
-import torch
+# A bare checkout is enough: what is started from here finds the package beside this folder too.
+_REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_REPO))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(_REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+import gpu_summary  # noqa: E402
+import rows  # noqa: E402
+import torch  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 TOTAL_S = 300.0

@@ -97,7 +97,7 @@ def serve(settings: Settings) -> None:
     if config.shadow:
         _banner("SHADOW MODE: the target answers unprotected; verdicts are only logged")
     judge: Judge | None = None
-    if config.judge_process:
+    if config.judge_process and settings.judge.url is None:  # an engine is a process already
         own = settings.judge.timeout_s
         seconds = config.judge_timeout_s if own is None else min(own, config.judge_timeout_s)
         judge = FailClosed(JudgeProcess(settings.judge, seconds), seconds)

@@ -68,6 +68,7 @@ def made_row(system: str, rows: int, us: float, **other: object) -> dict[str, ob
 
 MADE = [
     made_row("copy", 0, 1.0, op="roofline", gb_per_s=20_000.0),
+    made_row("copy", 256, 10.0, gb_per_s=20_000.0),
     *(made_row("ours", count, 10.0) for count in (1, 24, 256)),
     *(made_row("triton", count, 15.0) for count in (1, 24, 256)),
     made_row("smart_eager", 1, 500.0),
