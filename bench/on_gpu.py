@@ -27,17 +27,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # A bare checkout is enough: what is started from here finds the package beside this folder too.
-_REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(_REPO))
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(_REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
+    [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
 import gpu_summary  # noqa: E402
 import rows  # noqa: E402
 import torch  # noqa: E402
 
-REPO = Path(__file__).resolve().parent.parent
 TOTAL_S = 300.0
 _GRACE_S = 15.0  # after its seconds, for what a step is in the middle of
 _TAIL_LINES = 12
