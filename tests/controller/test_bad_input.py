@@ -515,12 +515,13 @@ def test_control_token_text_of_a_candidate_stays_text_for_the_judge(
         return ask(sequences)
 
     monkeypatch.setattr(role, "next_token_logits", watched)
-    for text in ["hello", *own_control_tokens(role), *CONTROL_TEXTS]:
+    trio.judge.score([[user("Hi")]], ["A hello 1 hello"])
+    harmless = {tuple(control_ids(role, ids)) for ids in fed}  # of each view
+    for text in [*own_control_tokens(role), *CONTROL_TEXTS]:
+        fed.clear()
         trio.judge.score([[user("Hi")]], [f"A {text} 1 {text}"])
-    harmless, *others = fed
-    assert len(others) == len(own_control_tokens(role)) + len(CONTROL_TEXTS)
-    for ids in others:
-        assert control_ids(role, ids) == control_ids(role, harmless)
+        assert fed
+        assert {tuple(control_ids(role, ids)) for ids in fed} <= harmless
 
 
 @pytest.fixture(scope="module", params=STYLES)

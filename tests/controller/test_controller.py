@@ -164,7 +164,7 @@ def test_generate_opens_no_beam_with_an_end_token(lenient):
 
 
 def test_generate_refuses_a_prompt_beyond_a_window_naming_the_role(lenient):
-    with pytest.raises(PromptError, match=r"tokens for the (target|anchor), whose window"):
+    with pytest.raises(PromptError, match=r"tokens or more for the (target|anchor), whose window"):
         lenient.generate("word " * 5000)
 
 

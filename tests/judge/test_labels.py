@@ -20,14 +20,14 @@ DIGITS = ("1", "2", "3", "4", "5")
 
 def answered_ids(role, judge, digit):
     """Ids of the rubric's prompt with an answer in it, as the tokenizer itself writes them."""
-    text = role.render_text(judge.rubric.messages("request", "candidate", "0" * 16))
+    text = role.render_text(judge.rubric.messages("request", "candidate", "0" * 16, "1" * 16))
     return role.tokenizer.encode(text + role.opening.decode() + digit, add_special_tokens=False)
 
 
 def assert_digits_in_context(role):
     judge = RubricJudge(role)
     labels = judge._labels
-    prompt = role.render(judge.rubric.messages("request", "candidate", "0" * 16))
+    prompt = role.render(judge.rubric.messages("request", "candidate", "0" * 16, "1" * 16))
     for digit, ids in zip(DIGITS, labels.ids, strict=True):
         assert [*prompt, *labels.suffix, ids[0]] == answered_ids(role, judge, digit)
     flat = [i for ids in labels.ids for i in ids]

@@ -15,8 +15,10 @@ GOOD = {"name": "n", "system": "s", "user": "{request} {nonce} {candidate} {nonc
 
 
 def test_rubric_fills_each_placeholder_once():
-    (message,) = Rubric("n", "", GOOD["user"]).messages("R", "C", "N")
+    (message,) = Rubric("n", "", GOOD["user"]).messages("R", "C", "N", "M")
     assert message == {"role": "user", "content": "R N C N 1 to 5?"}
+    (message,) = Rubric("n", "", "{request_nonce} " + GOOD["user"]).messages("R", "C", "N", "M")
+    assert message == {"role": "user", "content": "M R N C N 1 to 5?"}
 
 
 @given(st.text(), st.text())
@@ -24,7 +26,7 @@ def test_rubric_leaves_placeholders_inside_the_texts_alone(request, candidate):
     rubric = Rubric(**GOOD)
     for braces in ("", "{nonce}{candidate}{request}", "{0}{"):
         asked, answered = request + braces, braces + candidate
-        content = rubric.messages(asked, answered, "N")[-1]["content"]
+        content = rubric.messages(asked, answered, "N", "M")[-1]["content"]
         assert content == f"{asked} N {answered} N 1 to 5?"
 
 
