@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The instructions of cuda_ops.cuh on a host: the threads of a block are fibers, which change places
-// at every collective, in an order that changes from round to round. A missing barrier shows as a
-// wrong result sooner or later, a barrier that not all reach as an abort. For tests: slow, one
+// The instructions of cuda_ops.cuh on a host: the threads of a block are fibers, which change
+// places at every collective, in an order that changes from round to round. A missing barrier shows
+// as a wrong result sooner or later, a barrier that not all reach as an abort. For tests: slow, one
 // thread, Linux.
 #pragma once
 
@@ -202,9 +202,15 @@ int fold_warp(int x, Fold fold) {
   for (int l = 1; l < 32; ++l) y = fold(y, unpack<int>(all[l]));
   return y;
 }
-inline int warp_max(int x) { return fold_warp(x, [](int a, int b) { return std::max(a, b); }); }
-inline int warp_min(int x) { return fold_warp(x, [](int a, int b) { return std::min(a, b); }); }
-inline int warp_sum(int x) { return fold_warp(x, [](int a, int b) { return a + b; }); }
+inline int warp_max(int x) {
+  return fold_warp(x, [](int a, int b) { return std::max(a, b); });
+}
+inline int warp_min(int x) {
+  return fold_warp(x, [](int a, int b) { return std::min(a, b); });
+}
+inline int warp_sum(int x) {
+  return fold_warp(x, [](int a, int b) { return a + b; });
+}
 inline unsigned warp_ballot(bool x) {
   const uint64_t* all = meet(x);
   unsigned y = 0;

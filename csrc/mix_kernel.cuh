@@ -23,11 +23,12 @@ namespace {
 struct Plan {
   int anchor_chunks;
   int target_chunks;
-  int readers;          // blocks
-  int unit;             // pieces that a warp takes at a time: 1, 2 or 4, and so of one row
-  int finishers;        // blocks; and rows whose anchors are read before their targets
-  bool at_once;         // few rows: anchor and target come at the same time
-  Published published;  // [R, anchor's and target's chunks * kPiecesPerChunk], zero between launches
+  int readers;    // blocks
+  int unit;       // pieces that a warp takes at a time: 1, 2 or 4, and so of one row
+  int finishers;  // blocks; and rows whose anchors are read before their targets
+  bool at_once;   // few rows: anchor and target come at the same time
+  Published
+      published;  // [R, anchor's and target's chunks * kPiecesPerChunk], zero between launches
 };
 
 __device__ __forceinline__ Row row_of(const MixParams& params, const Plan& plan, int64_t row,

@@ -100,8 +100,7 @@ const char* mix_topk_cuda(const MixParams& params, const MixOutput& out, void* w
   const int unit = (rows > 8 ? 2 : 1) * (halves ? 2 : 1);  // so many bytes are loaded at once
   // Finishers take blocks from the readers: one each for as many rows as there are processors, and
   // where rows must take turns, for half as many.
-  const int finishers = rows <= device.processors ? device.processors
-                                                   : (device.processors + 1) / 2;
+  const int finishers = rows <= device.processors ? device.processors : (device.processors + 1) / 2;
   lay_out(plan, rows, device.resident, finishers, unit);
   const int blocks = plan.readers + plan.finishers;
   mix_topk_kernel<<<static_cast<unsigned>(blocks), kThreads, 0,

@@ -269,8 +269,7 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
 #pragma unroll
   for (int step = 8; step > 0; step /= 2) total += shuffle_xor(total, step);
   if (lane % (32 / kPieces) == 0 && piece + mine < end) {
-    const PartialSum part =
-        close_sum(key_to_float(my_largest), total * exp2_approx(-my_rest));
+    const PartialSum part = close_sum(key_to_float(my_largest), total * exp2_approx(-my_rest));
     publish(to.maxima + piece + mine, Published::pack_maxima(static_cast<int>(my_keys)));
     publish(to.sums + piece + mine, Published::pack(part));
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row's sums and the arithmetic of its slots: float64 where digits could cancel, float32 inside exp
-// and log.
+// A row's sums and the arithmetic of its slots: float64 where digits could cancel, float32 inside
+// exp and log.
 #pragma once
 
 #include "row.cuh"

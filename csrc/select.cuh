@@ -29,15 +29,15 @@ struct Shared {
     // Before: the slots' ids modulo 32 * kSeenWords, a bit each.
     alignas(16) uint32_t seen[kSeenWords];
   };
-  double order[kMaxSlots];              // by which the slots are ranked
-  LogSum totals[2];                     // the anchor's, the target's
-  Row rows[2];                          // likewise
-  int32_t ids[kMaxSlots];               // target ids; -1 where the slot holds no choice
-  int32_t to[kMaxTopB];                 // the selected columns' translations
-  float logit[kMaxSlots];               // the target's
-  int32_t column[kMaxWanted];           // selected, best first
-  float selected[kMaxWanted];           // their logits
-  int32_t listed[kMaxListed];           // groups that reach the bound
+  double order[kMaxSlots];                // by which the slots are ranked
+  LogSum totals[2];                       // the anchor's, the target's
+  Row rows[2];                            // likewise
+  int32_t ids[kMaxSlots];                 // target ids; -1 where the slot holds no choice
+  int32_t to[kMaxTopB];                   // the selected columns' translations
+  float logit[kMaxSlots];                 // the target's
+  int32_t column[kMaxWanted];             // selected, best first
+  float selected[kMaxWanted];             // their logits
+  int32_t listed[kMaxListed];             // groups that reach the bound
   alignas(16) int maxima[2][kMaxPieces];  // the anchor's, the target's
   int tally[2][kWarps];
   int listed_count;
@@ -208,8 +208,7 @@ __device__ __forceinline__ bool gathered(int wanted, const Shared& s) {
 // By all warps: every element of the listed groups that reaches the bound. `table`, if not null, is
 // where those will be looked up next.
 template <DType kType, bool kAligned>
-__device__ __forceinline__ void gather_candidates(const Row& row, const int32_t* table,
-                                                  Shared& s) {
+__device__ __forceinline__ void gather_candidates(const Row& row, const int32_t* table, Shared& s) {
   constexpr int kBatch = !kAligned ? 1 : kType == DType::kFloat32 ? 4 : 8;
   static_assert(kAligned || kType == DType::kFloat32);
   const int lane = thread_index() % 32;

@@ -76,8 +76,7 @@ struct ExactSelect {
   }
 
   // The columns that the lane holds and whose logits are from `low` to `high`, a bit each.
-  static __device__ __forceinline__ unsigned between(const Octet<kType>& x, float low,
-                                                     float high) {
+  static __device__ __forceinline__ unsigned between(const Octet<kType>& x, float low, float high) {
     unsigned mask = 0;
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) mask |= x.at(i) >= low && x.at(i) <= high ? 1u << i : 0u;
@@ -261,9 +260,9 @@ struct ExactSelect {
   __device__ __forceinline__ void run() {
     uint32_t low = level_of(s.bound * 65536);
     uint32_t high = level_of(s.top * 65536 + 65535);
-    int above = 0;  // octets beyond `high`, of which there is none yet: it is the greatest
+    int above = 0;       // octets beyond `high`, of which there is none yet: it is the greatest
     bool whole = false;  // all from `low` on fits
-    block_sync();  // the caller has looked at the counts
+    block_sync();        // the caller has looked at the counts
 #pragma unroll 1
     while (low < high && !whole) {
       whole = narrow(low, high, above);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row's slots, by the whole block: selection and translation of the anchor's best, one slot for each
-// target id.
+// A row's slots, by the whole block: selection and translation of the anchor's best, one slot for
+// each target id.
 #pragma once
 
 #include "row_math.cuh"
