@@ -36,6 +36,7 @@ const char* mix_topk_host(const MixParams& params, const MixOutput& out) {
   if (const char* error = check_params(params, out)) return error;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   const int64_t rows = params.anchor.num_rows;
+  if (rows == 0) return nullptr;
   Plan plan{};
   plan.anchor_chunks = chunks_of(params.anchor.num_cols);
   plan.target_chunks = chunks_of(params.target.num_cols);
