@@ -3,12 +3,12 @@
 // one launch. Compiles with nvcc behind cuda_ops.cuh, and with a host compiler behind
 // cuda_on_host.h, which runs a block's threads as fibers: the CPU tests run these very lines.
 //
-// All blocks of a launch are resident at once. The first ones read: all pieces of all rows in
-// order, and publish what row.cuh says. The last ones finish: each takes
-// a row at a time, waits for its words, and writes its output; all they wait for is read by blocks
-// that started before them and wait for nobody. Some rows at a time, all anchors are read before
-// the targets, so that a finisher selects and translates while the targets are read, and little is
-// left to do behind the last byte.
+// No more blocks are launched than fit on the GPU at once. The first ones read: all pieces of all
+// rows in order, and publish what row.cuh says. The last ones finish: each takes a row at a time,
+// waits for its words, and writes its output. What they wait for is read by blocks of lower index,
+// which GPUs start first (CUB's scans rely on that as well) and which wait for nobody. Some rows at
+// a time, all anchors are read before the targets, so that a finisher selects and translates while
+// the targets are read, and little is left to do behind the last byte.
 //
 // Sums have a fixed shape, and what atomics order is sorted afterwards: the bits depend on the row
 // alone.

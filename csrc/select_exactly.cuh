@@ -92,6 +92,29 @@ struct ExactSelect {
     s.candidates[place] = rank_key(order_key(row.logit(column)), static_cast<uint32_t>(column));
   }
 
+  // Calls visit(octet, its group's place in s.listed) for each octet of the groups that reach
+  // `least`, in any order; several of a warp's loads are on their way at a time. Beyond the list
+  // come octets of NaN, which reach nothing.
+  template <class Visit>
+  __device__ __forceinline__ void walk_octets(int least, Visit&& visit) {
+    const int warp = thread_index() / 32;
+    walk(least, [&](int count) {
+#pragma unroll 1
+      for (int begin = warp * kBatch; begin < count; begin += kWarps * kBatch) {
+        Octet<kType> x[kBatch];
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          load(x[b], begin + b < count ? s.listed[begin + b] : beyond());
+        }
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          visit(x[b], begin + b);
+        }
+      }
+      return true;
+    });
+  }
+
   // One pass: narrows [low, high] to the bin with the last wanted octet. True where all from `low`
   // on fits.
   __device__ __forceinline__ bool narrow(uint32_t& low, uint32_t& high, int& above) {
@@ -112,27 +135,15 @@ struct ExactSelect {
     int most = 0;
     const float least_logit = least_of(low);
     const float most_logit = most_of(high);
-    walk(short_of(low), [&](int count) {
-#pragma unroll 1
-      for (int begin = warp * kBatch; begin < count; begin += kWarps * kBatch) {
-        Octet<kType> x[kBatch];
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          load(x[b], begin + b < count ? s.listed[begin + b] : beyond());
-        }
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          const float largest = x[b].largest();
-          if (largest >= least_logit && largest <= most_logit) {
-            const uint32_t distance = level_of(order_key(largest)) - low;
-            atomic_count(&bins[static_cast<int>(distance >> shift) * kCopies + lane % kCopies]);
-            const int cut = distance < INT32_MAX ? static_cast<int>(distance) : INT32_MAX;
-            least = cut < least ? cut : least;
-            most = cut > most ? cut : most;
-          }
-        }
+    walk_octets(short_of(low), [&](const Octet<kType>& x, int) {
+      const float largest = x.largest();
+      if (largest >= least_logit && largest <= most_logit) {
+        const uint32_t distance = level_of(order_key(largest)) - low;
+        atomic_count(&bins[static_cast<int>(distance >> shift) * kCopies + lane % kCopies]);
+        const int cut = distance < INT32_MAX ? static_cast<int>(distance) : INT32_MAX;
+        least = cut < least ? cut : least;
+        most = cut > most ? cut : most;
       }
-      return true;
     });
     least = warp_min(least);
     most = warp_max(most);
@@ -175,29 +186,16 @@ struct ExactSelect {
 
   // All elements from `level` on, in any order.
   __device__ __forceinline__ void collect_from(uint32_t level) {
-    const int warp = thread_index() / 32;
     const float least = least_of(level);
-    walk(short_of(level), [&](int count) {
+    walk_octets(short_of(level), [&](const Octet<kType>& x, int entry) {
+      unsigned hits = between(x, least, INFINITY);
+      if (hits == 0) return;
+      const int group = s.listed[entry];
+      int place = atomic_add(&s.candidate_count, count_bits(hits));
 #pragma unroll 1
-      for (int begin = warp * kBatch; begin < count; begin += kWarps * kBatch) {
-        Octet<kType> x[kBatch];
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          load(x[b], begin + b < count ? s.listed[begin + b] : beyond());
-        }
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          unsigned hits = between(x[b], least, INFINITY);
-          if (hits == 0) continue;
-          const int group = s.listed[begin + b];
-          int place = atomic_add(&s.candidate_count, count_bits(hits));
-#pragma unroll 1
-          for (; hits != 0 && place < kMaxCandidates; hits &= hits - 1, ++place) {
-            put(place, group, first_bit64(hits));
-          }
-        }
+      for (; hits != 0 && place < kMaxCandidates; hits &= hits - 1, ++place) {
+        put(place, group, first_bit64(hits));
       }
-      return true;
     });
   }
 

@@ -29,6 +29,7 @@ class _Run:
 
     def __init__(self, request: Request) -> None:
         self.request, self.scope = request, Scope(request.salt)
+        self.clock = request.clock = Clock([])  # its own: others decode at the same time
         self.at_rest = self.seen = False
         self.go = threading.Event()
 
@@ -80,7 +81,6 @@ class ApartEngine:
     def add(self, requests: Sequence[Request]) -> None:
         """Begin to decode new requests."""
         for request in requests:
-            request.clock = Clock([])
             run = _Run(request)
             with self._lock:
                 self._runs[request] = run
@@ -144,8 +144,7 @@ class ApartEngine:
     def _decode(self, run: _Run) -> None:
         scope.set(run.scope)
         request = run.request
-        assert request.clock is not None
-        engine = Engine(self._target, self._steering, request.clock)
+        engine = Engine(self._target, self._steering, run.clock)
         try:
             engine.add([request])
             while engine.growing:

@@ -83,11 +83,6 @@ class FailClosed:
         if check is not None:
             check(conversation)
 
-    @property
-    def rows_per_candidate(self) -> int:
-        """``ModelJudge.rows_per_candidate``; 1 for judges that do not say."""
-        return int(getattr(self.judge, "rows_per_candidate", 1))
-
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]
     ) -> list[Verdict]:

@@ -88,15 +88,6 @@ class ModelJudge(ABC):
             self._shorter_than(PART_TOKENS) if candidate_tokens is None else lambda _: True,
         )
 
-    @property
-    def rows_per_candidate(self) -> int:
-        """Forwards of a candidate that each view shows in one piece: views times questions.
-
-        Views that show nothing new are left out, so most cost less; a long request or candidate
-        costs as much again for each of its parts (``View.most``).
-        """
-        return len(self.views) * len(self._rows([{"role": "user", "content": ""}], ""))
-
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]
     ) -> list[Verdict]:

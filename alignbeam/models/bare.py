@@ -25,8 +25,8 @@ class BareRole(Reader):
         With a declared decoder.
     width : int
         Logit columns of the head, padding included.
-    window : int
-        Positions the model has.
+    window : int or None
+        Positions the model has; None where nothing tells.
     generation_config : GenerationConfig or None
         Its end tokens count.
     system_prompt, chat_template, thinking, fold_turns
@@ -50,7 +50,7 @@ class BareRole(Reader):
         tokenizer: Any,
         *,
         width: int,
-        window: int,
+        window: int | None,
         generation_config: Any = None,
         system_prompt: str | None = None,
         chat_template: str | None = None,

@@ -76,7 +76,7 @@ class Role(BareRole):
             name,
             tokenizer,
             width=text_config.vocab_size if head is None else head.weight.shape[0],
-            window=window_of(text_config) or NO_LIMIT,
+            window=window_of(text_config),
             generation_config=getattr(model, "generation_config", None),
             system_prompt=system_prompt,
             chat_template=chat_template,

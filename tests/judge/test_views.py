@@ -107,16 +107,6 @@ def test_views_that_show_nothing_new_cost_nothing():
     assert len(judge.role.seen) == 3
 
 
-@pytest.mark.parametrize("name", [None, *GUARDS])
-def test_rows_per_candidate_bound_what_is_asked(name):
-    judge = judge_that(sober, GUARDS[name] if name else None)
-    judge.score([ask("Hi", "Hello", "Well?")], ["FINE, AND ALL IS WELL."])
-    assert len(judge.role.seen) <= judge.rows_per_candidate
-    few = judge_that(sober, GUARDS[name] if name else None, **ONLY)
-    few.score([ask("Hi", "Hello", "Well?")], ["FINE, AND ALL IS WELL."])
-    assert len(few.role.seen) == few.rows_per_candidate
-
-
 def test_views_are_those_of_the_settings():
     assert list(VIEWS) == list(get_args(ViewName)) == list(JudgeConfig().views)
 
