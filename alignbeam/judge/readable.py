@@ -14,9 +14,8 @@ from typing import Final
 #: Letters of a window that is looked at, and the fewest that tell anything.
 _WINDOW: Final = 80
 _LEAST: Final = 40
-#: Mean of ``_PAIRS`` below which letters are no words. Measured: stretches of
-#: English and of 13 other languages in Latin letters lie above 5, those of source code all but
-#: always; rotations of the alphabet, and base64, below 4.8 but for 1 %.
+#: Mean of ``_PAIRS`` below which letters are no words. Ordinary text of many languages and source
+#: code lie above it, rotated alphabets and base64 below: tests/judge/test_readable.py tries both.
 _WORDS_ABOVE: Final = 4.8
 #: A text that reads better backwards by this much is written backwards.
 _BACKWARDS: Final = 0.3

@@ -47,15 +47,12 @@ class View:
     ----------
     name : str
         As ``JudgeConfig.views`` names it.
-    most : int
-        How many pairs it shows at most.
     show : callable
         ``show(conversation, candidate, reach)``: the pairs to judge; none where it would show
         what the whole conversation shows already.
     """
 
     name: str
-    most: int
     show: Callable[[Conversation, str, Reach], list[Shown]]
 
 
@@ -99,13 +96,13 @@ def _plain(conversation: Conversation, candidate: str, reach: Reach) -> list[Sho
 VIEWS: Final = {
     view.name: view
     for view in (
-        View("conversation", 1, _conversation),
-        View("last-turn", 1, _last_turn),
-        View("reply", 1, _reply),
-        View("request-parts", MAX_PARTS, _request_parts),
-        View("reply-parts", MAX_PARTS, _reply_parts),
-        View("turns", 8, _turns),
-        View("plain-letters", 1, _plain),
+        View("conversation", _conversation),
+        View("last-turn", _last_turn),
+        View("reply", _reply),
+        View("request-parts", _request_parts),
+        View("reply-parts", _reply_parts),
+        View("turns", _turns),
+        View("plain-letters", _plain),
     )
 }
 
