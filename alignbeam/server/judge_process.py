@@ -93,7 +93,10 @@ class JudgeProcess:
         check_lengths(conversations, candidates)
         asked = ([[dict(m) for m in c] for c in conversations], list(candidates))
         with self._lock:
-            # Whoever comes after must not fail by what another's batch did to the child.
+            # Whoever comes after must not fail by what another's batch did to the child; nor by a
+            # child that died since, which the watch has not told of yet.
+            if self._ready and not self._child.is_alive():
+                self._replace()
             self._changed.wait_for(lambda: self._ready or self._lost, self._timeout_s)
             if not self._ready:
                 raise JudgeDied("the judge's process is not there")
