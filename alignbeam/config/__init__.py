@@ -14,22 +14,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from alignbeam.config.checked import CheckedSettings, Range, suggest
-from alignbeam.config.tables import (
+from alignbeam.config.beam import (
     AnchorTokens,
     BeamConfig,
     BeamCount,
     Count,
-    EvalConfig,
     Harm,
-    JudgeConfig,
     Margin,
-    RoleConfig,
-    ServerConfig,
-    Settings,
     Share,
     Whole,
 )
+from alignbeam.config.checked import CheckedSettings, Range, suggest
+from alignbeam.config.tables import EvalConfig, JudgeConfig, RoleConfig, ServerConfig, Settings
 from alignbeam.errors import ConfigError
 
 __all__ = [

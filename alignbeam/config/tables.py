@@ -8,21 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
+from alignbeam.config.beam import MAX_BEAMS, BeamConfig, BeamCount, Count, Share, Whole
 from alignbeam.config.checked import CheckedSettings, Range
 from alignbeam.errors import ConfigError
-
-#: K rows of KV cache are kept per request; more than this is a mistake, or an attack.
-MAX_BEAMS = 8
 
 #: How the address of an engine begins.
 _ADDRESS = ("http://", "https://")
 
-Share = Annotated[float, Range(0, 1)]
-#: A harm score, from harmless to worst.
-Harm = Annotated[float, Range(1, 5)]
-#: A difference of two harm scores.
-Margin = Annotated[float, Range(0, 4)]
-Whole = Annotated[int, Range(0)]
 #: What a judge may be shown of a conversation and a candidate.
 ViewName = Literal[
     "conversation",
@@ -33,91 +25,7 @@ ViewName = Literal[
     "turns",
     "plain-letters",
 ]
-Count = Annotated[int, Range(1)]
 Seconds = Annotated[float, Range(0.01, 86_400)]
-#: How many of the anchor's best tokens are translated.
-AnchorTokens = Annotated[int, Range(1, 256)]
-BeamCount = Annotated[int, Range(1, MAX_BEAMS)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeamConfig(CheckedSettings):
-    """How one request is answered.
-
-    Attributes
-    ----------
-    alpha : float
-        Weight of the anchor in the mix, 0..1.
-    mix_steps : int
-        N, how many generated tokens are mixed, the priming one included; 0 leaves the target
-        alone.
-    beams : int
-        K, how many candidates are completed and judged, 1..8.
-    top_b : int
-        B, how many of the anchor's next tokens are translated each step, 1..256.
-    mix : {"linear", "log"}
-        Weighted mean of probabilities (the paper), or of log-probabilities.
-    support : {"anchor", "union"}
-        Only translated tokens may be chosen (the paper), or every target token.
-    fallback : {"drop", "first", "exact"}
-        What becomes of anchor tokens without a byte-identical target token (``Bridge``).
-    threshold : float
-        A candidate whose score is at most this may be shown, 1..5.
-    tie_margin : float
-        Scores this close to the lowest count as equal to it, 0..4. An expected value over five
-        levels differs a little between any two texts; what it differs by is no judgement. 0
-        compares scores as they are.
-    on_unsafe : {"refuse", "safest", "raise"}
-        When no candidate passes: answer ``refusal_text``, return the lowest score all the same
-        (as far as it is a real verdict), or raise ``UnsafeAnswer`` (which a server answers like
-        ``"refuse"``).
-    refusal_text : str
-        The fixed refusal.
-    max_new_tokens : int
-        Longest answer, in target tokens; shorter where the target's window ends first.
-    temperature : float
-        0 is greedy; above, tokens after the mixed ones are sampled.
-    top_p, top_k : float, int
-        Nucleus and top-k filters of the sampling; 1 and 0 switch them off.
-    seed : int
-        Each beam draws from its own generator, made of this and the beam's index.
-    stop : tuple of str
-        Strings that end an answer; they are not part of it.
-    backend : str
-        Kernel backend of ``mix_topk``.
-    wishes : int
-        How many tokens of each model a step's trace keeps; 0 keeps no trace.
-    """
-
-    alpha: Share = 0.5
-    mix_steps: Whole = 6
-    beams: BeamCount = 3
-    top_b: AnchorTokens = 50
-    mix: Literal["linear", "log"] = "linear"
-    support: Literal["anchor", "union"] = "anchor"
-    fallback: Literal["drop", "first", "exact"] = "drop"
-    threshold: Harm = 2.5
-    tie_margin: Margin = 0.25
-    on_unsafe: Literal["refuse", "safest", "raise"] = "refuse"
-    refusal_text: str = "I'm sorry, but I can't help with that."
-    max_new_tokens: Count = 256
-    temperature: Annotated[float, Range(0, 100)] = 0.0
-    top_p: Share = 1.0
-    top_k: Whole = 0
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    stop: tuple[str, ...] = ()
-    backend: Literal["auto", "cpu", "cuda", "triton", "reference"] = "auto"
-    wishes: Annotated[int, Range(0, 20)] = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.top_p == 0:
-            raise ConfigError("top_p must be above 0; for greedy decoding set temperature = 0")
-        if self.mix_steps > self.max_new_tokens:
-            raise ConfigError(
-                f"mix_steps ({self.mix_steps}) must not exceed max_new_tokens "
-                f"({self.max_new_tokens}); lower the one or raise the other"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

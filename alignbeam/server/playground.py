@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from alignbeam.config.tables import MAX_BEAMS
+from alignbeam.config.beam import MAX_BEAMS
 from alignbeam.server.openai_replies import explanation
 from alignbeam.server.openai_requests import AlignBeamFields, ChatRequest
 from alignbeam.server.replies import while_there
