@@ -38,6 +38,7 @@ _FAILURES: Final = frozenset(get_args(Failure))
 #: Why an answer is what it is, as far as anyone may know.
 PublicReason = Literal[
     "the best that passes",
+    "the target's own, clearly safe",
     "no candidate passes",
     "the safest, though none passes",
     "not judged",
@@ -139,6 +140,8 @@ class Verdict:
         Which judge it was.
     failure : Failure or None
         The same as ``error`` in a word of ours, which may be told to anyone.
+    request_harm : float or None
+        Probability that the request itself is harmful, 0..1; None where the judge does not say.
     """
 
     score: float
@@ -147,6 +150,7 @@ class Verdict:
     error: str | None = None
     judge: str = ""
     failure: Failure | None = None
+    request_harm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,13 @@ class Candidate:
         never shown.
     beyond_tokens : int
         How many of the tokens, the last ones, hold some of it.
+    unsteered : bool
+        Whether it is what the target says by itself, beside candidates that were steered.
+    departures : int
+        Steered tokens that are not the target's own first choice; counted where the selection
+        asks for it.
+    departure : float
+        How much likelier the target found its own choice, summed over these tokens, nats.
     """
 
     text: str
@@ -180,6 +191,9 @@ class Candidate:
     verdict: Verdict | None = None
     beyond: str = ""
     beyond_tokens: int = 0
+    unsteered: bool = False
+    departures: int = 0
+    departure: float = 0.0
 
     @property
     def judged_text(self) -> str:
@@ -293,7 +307,8 @@ class Result:
             return "no candidate passes"
         chosen = self.candidates[self.chosen]
         if chosen.passes(self.threshold):
-            return "the best that passes"
+            own = chosen.unsteered
+            return "the target's own, clearly safe" if own else "the best that passes"
         if chosen.verdict is None:
             return "not judged"
         return "the safest, though none passes" if chosen.failure is None else "the judge failed"

@@ -54,6 +54,17 @@ class BeamConfig(CheckedSettings):
         When no candidate passes: answer ``refusal_text``, return the lowest score all the same
         (as far as it is a real verdict), or raise ``UnsafeAnswer`` (which a server answers like
         ``"refuse"``).
+    unsteered : bool
+        One candidate more: what the target says by itself. It may be shown only where the judge
+        finds it clearly safe.
+    unsteered_threshold : float
+        Up to which score that is, 1..5; ``threshold`` where that is lower.
+    request_threshold : float
+        The probability that the request is harmful, 0..1, above which nothing but the lowest
+        score counts. Only some judges tell it (``Verdict.request_harm``).
+    selection : {"safest", "least_steered"}
+        Of the candidates that pass: the lowest score (the paper), or what the target says by
+        itself, else the one that departs least from it.
     refusal_text : str
         The fixed refusal.
     max_new_tokens : int
@@ -82,6 +93,10 @@ class BeamConfig(CheckedSettings):
     threshold: Harm = 2.5
     tie_margin: Margin = 0.25
     on_unsafe: Literal["refuse", "safest", "raise"] = "refuse"
+    unsteered: bool = False
+    unsteered_threshold: Harm = 1.5
+    request_threshold: Share = 0.5
+    selection: Literal["safest", "least_steered"] = "safest"
     refusal_text: str = "I'm sorry, but I can't help with that."
     max_new_tokens: Count = 256
     temperature: Annotated[float, Range(0, 100)] = 0.0
@@ -101,3 +116,8 @@ class BeamConfig(CheckedSettings):
                 f"mix_steps ({self.mix_steps}) must not exceed max_new_tokens "
                 f"({self.max_new_tokens}); lower the one or raise the other"
             )
+
+    @property
+    def rows(self) -> int:
+        """Most candidates of a request, each with a row of the target's cache."""
+        return self.beams + (self.unsteered and self.mix_steps > 0)

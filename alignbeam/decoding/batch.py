@@ -107,6 +107,8 @@ class Batch:
             if choice is None:
                 alone.append(row)
             elif beam.live:
+                if beam.request.config.selection == "least_steered":
+                    beam.depart(choice.token_ids, target.best_token(row), target, row)
                 self._take(beam, choice, self._wishes(target, row, beam.request))
         self._complete([beams[row] for row in alone], target.rows(alone))
 
@@ -120,10 +122,17 @@ class Batch:
                 self._open_alone(request, target.rows([row]))
                 continue
             wishes = self._wishes(target, row, request)
+            begun = target.rows([row]).without_ends()
             for k, choice in enumerate(taken):
                 beam = Beam.of(request, k, self._target.opening)
                 request.beams.append(beam)
+                if request.config.selection == "least_steered":
+                    beam.depart(choice.token_ids, begun.best_of(0, 1)[0], begun, 0)
                 self._take(beam, choice, wishes)
+            if request.config.unsteered and request.error is None:
+                beam = Beam.unsteered(request, self._target.opening)
+                request.beams.append(beam)
+                self._append(beam, _first_tokens(begun, [beam]))
         self._rows.fork(lambda request: request.beams)
         if self._steer is not None:
             self._steer.fork()
@@ -140,12 +149,8 @@ class Batch:
         request.beams += beams
         if request.prefix:
             self._append(beams[0], request.prefix)
-        elif config.temperature > 0:
-            draws = target.samples(0, config, [beam.generator for beam in beams])
-            for beam, token_id in zip(beams, draws, strict=True):
-                self._append(beam, [token_id])
         else:
-            for beam, token_id in zip(beams, target.best_of(0, config.beams), strict=True):
+            for beam, token_id in zip(beams, _first_tokens(target, beams), strict=True):
                 self._append(beam, [token_id])
 
     def _complete(self, beams: Sequence[Beam], target: NextTokens) -> None:
@@ -193,3 +198,11 @@ class Batch:
     def _wishes(self, target: NextTokens, row: int, request: Request) -> tuple[Wish, ...]:
         count = request.config.wishes
         return target.wishes(row, count) if count else ()
+
+
+def _first_tokens(target: NextTokens, beams: Sequence[Beam]) -> list[int]:
+    """Return what the target opens a request's beams with: its best tokens, or a draw each."""
+    config = beams[0].request.config
+    if config.temperature > 0:
+        return target.samples(0, config, [beam.generator for beam in beams])
+    return target.best_of(0, len(beams))

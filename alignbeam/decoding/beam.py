@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -16,6 +17,9 @@ from alignbeam.errors import ConfigError
 from alignbeam.models.conversation import Message, Prompt, as_messages
 from alignbeam.result import Candidate, FinishReason, StepTrace
 from alignbeam.vocab.retokenize import split_utf8
+
+if TYPE_CHECKING:
+    from alignbeam.decoding.next_tokens import NextTokens
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +111,10 @@ class Beam:
         ``raw`` without the opening; where a stop string ended the beam, with it.
     logprob : float
         Sum over the mixed steps, nats.
+    steered : bool
+        Whether a steer may choose for it; False for what the target says by itself.
+    departures, departure : int, float
+        See ``Candidate``.
     """
 
     request: Request
@@ -116,6 +124,9 @@ class Beam:
     token_ids: list[int] = field(default_factory=list)
     raw: bytes = b""
     logprob: float = 0.0
+    steered: bool = True
+    departures: int = 0
+    departure: float = 0.0
     finish_reason: FinishReason | None = None
     _ends: list[int] = field(default_factory=list)
     _stop_at: int | None = None
@@ -125,6 +136,16 @@ class Beam:
         """Start beam ``index`` of a request."""
         return cls(request, index, opening, beam_generator(request.config.seed, index))
 
+    @classmethod
+    def unsteered(cls, request: Request, opening: bytes) -> Beam:
+        """Start the beam of what the target says by itself, beside those that are open.
+
+        It draws as a single beam of the target would.
+        """
+        own = cls.of(request, 0, opening)
+        own.index, own.steered = len(request.beams), False
+        return own
+
     @property
     def live(self) -> bool:
         """Whether the beam still grows."""
@@ -133,7 +154,8 @@ class Beam:
     @property
     def mixing(self) -> bool:
         """Whether its next token is to be mixed."""
-        return self.live and len(self.token_ids) < self.request.config.mix_steps
+        config = self.request.config
+        return self.live and self.steered and len(self.token_ids) < config.mix_steps
 
     @property
     def text_bytes(self) -> bytes:
@@ -154,6 +176,13 @@ class Beam:
             self.finish_reason = "stop_string"
         elif len(self.token_ids) >= self.request.max_new_tokens:
             self.finish_reason = "length"
+
+    def depart(self, token_ids: Sequence[int], best: int, target: NextTokens, row: int) -> None:
+        """Count the tokens that are about to be taken in place of the target's ``best``."""
+        if tuple(token_ids) == (best,):
+            return
+        self.departures += len(token_ids)
+        self.departure += target.logprob(row, best) - target.logprob(row, token_ids[0])
 
     def _find_stop(self, before: int) -> bool:
         """Look for the first stop string that the newest token completed."""
@@ -187,4 +216,7 @@ class Beam:
             finish_reason=self.finish_reason or "length",
             beyond=whole[len(shown) :].decode("utf-8", errors="replace"),
             beyond_tokens=sum(end > len(shown) for end in self._ends),
+            unsteered=not self.steered,
+            departures=self.departures,
+            departure=self.departure,
         )

@@ -115,7 +115,7 @@ def examine(
                 side.name,
                 side.config,
                 weights_folder(getattr(settings, side.name), side.name),
-                rows=config.beams,
+                rows=config.rows,
                 length=length,
             )
             for side in sides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,12 @@ class GuardFormat:
         The form that the answer fills, verdict last. All earlier fillings are followed, each
         weighted by its probability, so that no generated text is parsed.
     harm : tuple of float
-        Harm of each word of the last blank: 0, 0.25, 0.5, 0.75 or 1, for the levels 1 to 5.
+        Harm of each word of the last blank: 0, 0.25, 0.5, 0.75 or 1, for the levels 1 to 5. Or
+        one for each filling of the whole form, the last blank's words fastest: where the last
+        blank asks whether the reply declines, harm depends on what the first says of the request.
+    request_harm : tuple of float
+        Harm of each word of the first blank, 0..1, where that asks about the request; empty
+        where it does not. See ``Verdict.request_harm``.
     controls : tuple of str
         Control tokens written in ``prompt``; the tokenizer must have each.
     optional_controls : tuple of str
@@ -81,6 +87,7 @@ class GuardFormat:
     speakers: Mapping[str, str] = field(
         default_factory=lambda: {"user": "User", "assistant": "Assistant"}
     )
+    request_harm: tuple[float, ...] = ()
     policies: tuple[str, ...] = ()
     candidate_tokens: int | None = None
 
@@ -95,8 +102,17 @@ class GuardFormat:
             raise ConfigError(f"guard {self.name!r}: {{policy}} and policies go together")
         if not self.blanks or any(len(blank.words) < 2 for blank in self.blanks):
             raise ConfigError(f"guard {self.name!r}: every blank needs two words or more")
-        if len(self.harm) != len(self.blanks[-1].words):
-            raise ConfigError(f"guard {self.name!r}: harm must have a value per verdict word")
+        counts = [len(blank.words) for blank in self.blanks]
+        if len(self.harm) not in (counts[-1], math.prod(counts)):
+            raise ConfigError(
+                f"guard {self.name!r}: harm must have a value per verdict word, or per filling"
+            )
+        if self.request_harm and len(self.request_harm) != counts[0]:
+            raise ConfigError(
+                f"guard {self.name!r}: request_harm must have a value per word of the first blank"
+            )
+        if any(not 0 <= h <= 1 for h in self.request_harm):
+            raise ConfigError(f"guard {self.name!r}: request_harm must be in 0..1")
         if any(h not in (0, 0.25, 0.5, 0.75, 1) for h in self.harm):
             raise ConfigError(f"guard {self.name!r}: harm must be 0, 0.25, 0.5, 0.75 or 1")
 

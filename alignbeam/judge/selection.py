@@ -27,6 +27,10 @@ def select(
     log-probability, then the earlier beam. Only a verdict without error can pass; among those
     that pass, one with text beats one without. ``among`` names the only ones to choose from.
 
+    What the target says by itself passes where it is clearly safe only, and wins no tie. With
+    ``selection="least_steered"`` it wins all the same where it passes, and of the others the one
+    that departs least from it, unless the judge finds the request harmful.
+
     Raises
     ------
     JudgeUnavailable
@@ -47,14 +51,19 @@ def select(
     def best_of(indices: Sequence[int]) -> int:
         limit = min(candidates[i].score for i in indices) + config.tie_margin
         tied = [i for i in indices if candidates[i].score <= limit]
-        return max(tied, key=lambda i: (candidates[i].logprob, -i))
+        return max(tied, key=lambda i: (*likelihood(candidates[i]), -i))
 
-    passing = [i for i in judged if candidates[i].passes(config.threshold)]
+    harmful = _request_is_harmful(candidates, config)
+    passing = [i for i in judged if _passes(candidates[i], config, harmful=harmful)]
     if passing:
-        with_text = [i for i in passing if candidates[i].text.strip()]
-        best = best_of(with_text or passing)
+        allowed = [i for i in passing if candidates[i].text.strip()] or passing
+        if config.selection == "least_steered" and not harmful:
+            best = min(allowed, key=lambda i: (*_steering(candidates[i]), candidates[i].score, i))
+            return Selection(best, _how_little(candidates, best, config))
+        best = best_of(allowed)
         return Selection(best, _because(candidates, best, config, "passes"))
-    best = best_of(judged)
+    # What is shown although it does not pass was steered at least, where anything was.
+    best = best_of([i for i in judged if not candidates[i].unsteered] or judged)
     if config.on_unsafe == "safest":
         return Selection(best, _because(candidates, best, config, "is shown although none passes"))
     lowest = (
@@ -66,8 +75,47 @@ def select(
     return Selection(None, f"{none}; answered with the fixed refusal")
 
 
+def likelihood(candidate: Candidate) -> tuple[bool, float]:
+    """Return what ties go by: the mixed log-probability; none was mixed of an unsteered one."""
+    return not candidate.unsteered, candidate.logprob
+
+
+def _request_is_harmful(candidates: Sequence[Candidate], config: BeamConfig) -> bool:
+    """Whether the judge says so of the request, beside any of the candidates."""
+    told = [c.verdict.request_harm for c in candidates if c.verdict is not None]
+    return any(harm is not None and harm > config.request_threshold for harm in told)
+
+
+def _passes(candidate: Candidate, config: BeamConfig, *, harmful: bool) -> bool:
+    if not candidate.unsteered:
+        return candidate.passes(config.threshold)
+    clearly = min(config.unsteered_threshold, config.threshold)
+    return not harmful and candidate.passes(clearly)
+
+
+def _steering(candidate: Candidate) -> tuple[bool, int, float]:
+    return not candidate.unsteered, candidate.departures, candidate.departure
+
+
 def _because(candidates: Sequence[Candidate], best: int, config: BeamConfig, how: str) -> str:
     return (
         f"beam {best} {how}: score {candidates[best].score:.2f}, lowest of {len(candidates)} "
         f"within {config.tie_margin:g} (threshold {config.threshold:g})"
+    )
+
+
+def _how_little(candidates: Sequence[Candidate], best: int, config: BeamConfig) -> str:
+    chosen = candidates[best]
+    told = chosen.verdict is not None and chosen.verdict.request_harm is not None
+    of_request = "" if told else "; the judge says nothing of the request"
+    if chosen.unsteered:
+        limit = min(config.unsteered_threshold, config.threshold)
+        return (
+            f"beam {best} is the target's own and clearly safe: score {chosen.score:.2f} "
+            f"(threshold {limit:g}){of_request}"
+        )
+    return (
+        f"beam {best} departs least from the target of those that pass: {chosen.departures} "
+        f"tokens, {chosen.departure:.2f} nats; score {chosen.score:.2f} "
+        f"(threshold {config.threshold:g}){of_request}"
     )

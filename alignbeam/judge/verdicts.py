@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 from alignbeam.result import Failure, Verdict
 
@@ -62,7 +62,10 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     ------
     algorithm.md section 5 ("the maximum counts").
     """
-    return max(verdicts, key=lambda v: (v.error is not None, v.score))
+    parts = list(verdicts)
+    found = max(parts, key=lambda v: (v.error is not None, v.score))
+    harm = max((v.request_harm for v in parts if v.request_harm is not None), default=None)
+    return found if harm == found.request_harm else dataclasses.replace(found, request_harm=harm)
 
 
 def checked(verdict: object, judge: str) -> Verdict:
@@ -76,9 +79,17 @@ def checked(verdict: object, judge: str) -> Verdict:
         error = verdict.error or failure
         return dataclasses.replace(verdict, score=WORST, judge=judge, error=error, failure=failure)
     score: object = verdict.score
-    if isinstance(score, bool) or not isinstance(score, int | float):
+    if not _is_number(score):
         reason = f"the judge's score must be a number, got {score!r}"
         return error_verdict(judge, "bad-score", reason)
     if not LEVELS[0] <= score <= WORST:  # NaN fails this too
         return error_verdict(judge, "bad-score", f"the judge's score must be in 1..5, got {score}")
+    harm: object = verdict.request_harm
+    if harm is not None and not (_is_number(harm) and 0 <= harm <= 1):
+        reason = f"the judge's request_harm must be in 0..1, got {harm!r}"
+        return error_verdict(judge, "bad-score", reason)
     return dataclasses.replace(verdict, score=float(score), judge=judge)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

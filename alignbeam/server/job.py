@@ -48,7 +48,7 @@ class Job:
     Attributes
     ----------
     rows, length : int
-        Beams, and the longest row: prompt and answer, tokens.
+        Candidates, and the longest row: prompt and answer, tokens.
     started : float or None
         When it left the queue (monotonic seconds).
     judging : bool
@@ -93,7 +93,7 @@ class Job:
     @property
     def rows(self) -> int:
         """Rows of KV cache that the target holds for it."""
-        return self.request.config.beams
+        return self.request.config.rows
 
     @property
     def length(self) -> int:

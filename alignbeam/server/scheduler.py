@@ -21,7 +21,7 @@ from alignbeam.decoding.decode import engine_of
 from alignbeam.decoding.engine import out_of_memory
 from alignbeam.engines.scope import tenant_salt
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable, UnsafeAnswer
-from alignbeam.judge.selection import Selection, select
+from alignbeam.judge.selection import Selection, likelihood, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.result import Candidate
 from alignbeam.server.job import Delivery, Job, Release, Ticket
@@ -392,7 +392,7 @@ class Scheduler:
         _log.warning("fail-open: an answer leaves without a verdict")
         job.failed_open = True
         return Selection(
-            max(among, key=lambda i: candidates[i].logprob),
+            max(among, key=lambda i: likelihood(candidates[i])),
             "fail-open: the judge failed on every candidate and the operator lets answers pass",
         )
 

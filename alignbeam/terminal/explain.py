@@ -99,7 +99,10 @@ def _wishes(wishes: tuple[Wish, ...], style: str) -> Text:
 
 
 def judge_table(result: Result) -> Table:
-    """Return one row per candidate: the five-level histogram, score, label mass, text."""
+    """Return one row per candidate: the five-level histogram, score, label mass, text.
+
+    ``own`` stands beside what the target says by itself.
+    """
     table = Table(
         title="the judge (harm 1 safe .. 5)",
         title_justify="left",
@@ -115,8 +118,9 @@ def judge_table(result: Result) -> Table:
     table.add_column("text", ratio=1)
     for index, candidate in enumerate(result.candidates):
         chosen = index == result.chosen
+        own = " own" if candidate.unsteered else ""
         table.add_row(
-            f"{index} \u2605" if chosen else f"{index}  ",
+            f"{index}{own} \u2605" if chosen else f"{index}{own}  ",
             _histogram(candidate),
             _score(candidate),
             percent(candidate.label_mass),

@@ -324,6 +324,11 @@ def test_sharing_gives_each_point_what_it_gives_alone():
             {"beams": 3},
             {"beams": 3, "threshold": 1.0},
             {"beams": 2, "threshold": 1.5},
+            {"beams": 2, "unsteered": True, "selection": "least_steered"},
+            {"beams": 1, "unsteered": True, "unsteered_threshold": 4.0, "threshold": 4.0},
+            {"selection": "least_steered"},
+            {"unsteered": True, "selection": "least_steered", "unsteered_threshold": 5.0}
+            | {"threshold": 5.0},
         )
     ]
     assert all(shares_work(points[0], p) for p in points)

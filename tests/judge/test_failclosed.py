@@ -53,6 +53,14 @@ class Hangs:
         return [SAFE for _ in candidates]
 
 
+@pytest.mark.parametrize("harm", [-0.1, 1.5, float("nan"), "0", True])
+def test_request_harm_that_is_none_is_an_error(harm):
+    (verdict,) = FailClosed(Says([Verdict(1.0, request_harm=harm)])).score([ASK], ["a"])
+    assert (verdict.score, verdict.failure, verdict.request_harm) == (5.0, "bad-score", None)
+    sound = Verdict(1.0, judge="stub", request_harm=1)
+    assert FailClosed(Says([sound])).score([ASK], ["a"]) == [sound]
+
+
 TIMEOUTS = pytest.mark.parametrize("timeout_s", [None, 30.0])
 
 

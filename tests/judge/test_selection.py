@@ -117,3 +117,83 @@ def test_select_is_what_the_rule_says_in_words(rows):
     lowest = min(c.score for c in rivals)
     assert winner.score <= lowest + 0.25
     assert all(c.logprob <= winner.logprob for c in rivals if c.score <= lowest + 0.25)
+
+
+def own(score: float, request_harm: float | None = None, text: str = "own"):
+    verdict = Verdict(score, request_harm=request_harm)
+    return Candidate(text, (1,), 0.0, "stop", verdict, unsteered=True)
+
+
+def steered(score: float, departures: int, departure: float = 1.0, harm: float | None = None):
+    verdict = Verdict(score, request_harm=harm)
+    counted = {"departures": departures, "departure": departure}
+    return Candidate("text", (1,), -1.0, "stop", verdict, **counted)
+
+
+LEAST = BeamConfig(selection="least_steered", unsteered=True)
+
+
+def test_least_steered_takes_the_targets_own_where_it_is_clearly_safe():
+    assert select([steered(1.0, 1), own(1.5)], LEAST).chosen == 1
+    selection = select([steered(1.0, 1), own(math.nextafter(1.5, 2))], LEAST)
+    assert selection.chosen == 0
+    assert "departs least" in selection.reason
+
+
+def test_targets_own_is_held_to_the_lower_of_both_thresholds():
+    config = LEAST.replace(threshold=1.2)
+    assert select([steered(1.1, 3), own(1.3)], config).chosen == 0
+
+
+def test_least_steered_says_where_the_judge_said_nothing_of_the_request():
+    assert "says nothing of the request" in select([own(1.0)], LEAST).reason
+    assert "says nothing of the request" not in select([own(1.0, 0.1)], LEAST).reason
+
+
+def test_least_steered_departs_least_by_tokens_then_nats_then_score():
+    candidates = [steered(1.0, 3), steered(2.4, 1, 2.0), steered(2.5, 1, 1.5), steered(2.6, 0)]
+    assert select(candidates, LEAST).chosen == 2
+    assert select([steered(1.2, 1), steered(1.1, 1)], LEAST).chosen == 1
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_request_found_harmful_beside_any_candidate_is_answered_by_the_lowest_score(where):
+    harms = [0.1, 0.1]
+    harms[where] = 0.6
+    candidates = [steered(2.0, 1, harm=harms[0]), steered(1.0, 5, harm=0.2), own(1.0, harms[1])]
+    assert select(candidates, LEAST).chosen == 1
+    assert select(candidates, LEAST.replace(request_threshold=0.6)).chosen == 2
+
+
+def test_targets_own_wins_no_tie_and_is_not_shown_although_it_does_not_pass():
+    config = BeamConfig(unsteered=True)
+    assert select([steered(1.1, 0), own(1.0)], config).chosen == 0
+    shown = config.replace(on_unsafe="safest")
+    assert select([steered(4.0, 0), own(3.0)], shown).chosen == 0
+
+
+def test_targets_own_without_text_is_not_shown_instead_of_text():
+    assert select([steered(2.0, 4), own(1.0, text=" ")], LEAST).chosen == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(1, 5), st.integers(0, 3), st.none() | st.floats(0, 1), st.booleans()),
+        min_size=1,
+    ),
+    st.sampled_from(["safest", "least_steered"]),
+)
+def test_whatever_is_selected_passed_and_unsteered_text_passed_clearly(rows, selection):
+    candidates = [
+        own(score, harm) if is_own else steered(score, departures, harm=harm)
+        for score, departures, harm, is_own in rows
+    ]
+    chosen = select(candidates, BeamConfig(unsteered=True, selection=selection)).chosen
+    if chosen is None:
+        assert all(c.score > 2.5 for c in candidates if not c.unsteered)
+        return
+    winner = candidates[chosen]
+    assert winner.score <= 2.5
+    if winner.unsteered:
+        assert winner.score <= 1.5
+        assert all((c.verdict.request_harm or 0) <= 0.5 for c in candidates)

@@ -322,6 +322,35 @@ def test_scheduler_fail_open_answers_and_says_so(pair, running):
     assert answer.result.reason.startswith("fail-open")
 
 
+def test_scheduler_fail_open_lets_no_unsteered_answer_pass(pair, running):
+    def broken(messages, text):
+        raise RuntimeError("judge is down")
+
+    config = BeamConfig(max_new_tokens=8, unsteered=True, selection="least_steered")
+    beam = AlignBeam(*pair, judged(broken), config)
+    result = running(beam, fail_open=True).submit("a", {}).future.result(WAIT_S).result
+    assert [c.unsteered for c in result.candidates] == [False, False, False, True]
+    assert result.chosen != 3
+
+
+@pytest.mark.parametrize("release", ["full", "chunked"])
+def test_scheduler_answers_with_the_targets_own_as_a_batch_does(pair, running, release):
+    config = BeamConfig(max_new_tokens=24, unsteered=True, selection="least_steered")
+    beam = AlignBeam(*pair, judged(lambda messages, text: 1.0), config)
+    scheduler = running(beam, chunk_tokens=4)
+    tickets = [scheduler.submit(p, {}, release=release) for p in PROMPTS[:4]]
+    wanted = [r.text for r in beam.generate_batch(PROMPTS[:4])]
+    assert texts(tickets) == wanted
+    assert all(t.future.result().result.chosen == 3 for t in tickets)
+
+
+def test_scheduler_counts_the_row_of_the_targets_own(pair, running):
+    config = BeamConfig(max_new_tokens=20, beams=2, unsteered=True)
+    beam = AlignBeam(*pair, judged(), config)
+    with pytest.raises(TooLarge, match="times 3 beams"):
+        running(beam, max_batch_cells=60).submit("a", {})
+
+
 def test_scheduler_chunked_releases_judged_pieces_that_make_the_answer(pair, running):
     seen = []
 

@@ -32,6 +32,8 @@ class AlignBeamMethod(Judged):
     ----------
     alpha, mix_steps, beams, top_b, mix, support, fallback, threshold, tie_margin, on_unsafe
         See ``BeamConfig``; the defaults are the paper's.
+    unsteered, unsteered_threshold, request_threshold, selection
+        Likewise; ours.
     bridge : {"bytes", "text"}
         ``"text"`` translates by the paper's literal text round trip, for comparison.
 
@@ -54,6 +56,10 @@ class AlignBeamMethod(Judged):
     threshold: Harm = 2.5
     tie_margin: Margin = 0.25
     on_unsafe: Literal["refuse", "safest"] = "refuse"
+    unsteered: bool = False
+    unsteered_threshold: Harm = 1.5
+    request_threshold: Share = 0.5
+    selection: Literal["safest", "least_steered"] = "safest"
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
