@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, Settings
+from alignbeam.config import BeamConfig, GateConfig, JudgeConfig, RoleConfig, Settings
 from alignbeam.decoding.anchor import AnchorSteering
 from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
+from alignbeam.decoding.gate import Gate
 from alignbeam.embedded import or_embedded
 from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole, check_shared, role_of
@@ -43,6 +45,8 @@ class AlignBeam:
         Defaults of every request.
     bridge : Bridge or None
         Built (or loaded from its cache) where None.
+    gate : GateConfig or None
+        Which requests need no steering; None steers all. No request can change it.
 
     Examples
     --------
@@ -58,11 +62,13 @@ class AlignBeam:
         config: BeamConfig | None = None,
         *,
         bridge: Bridge | None = None,
+        gate: GateConfig | None = None,
     ) -> None:
         self.target = target
         self.anchor = anchor
         self.judge = judge if isinstance(judge, FailClosed) else FailClosed(judge)
         self.config = config or BeamConfig()
+        self.gate = gate or GateConfig()
         self.bridge = bridge or Bridge.build(anchor.vocabulary, target.vocabulary)
         check_shared((target, anchor, self.judge.role))
         self.steering = AnchorSteering(anchor, self.bridge, target.device)
@@ -74,6 +80,8 @@ class AlignBeam:
         anchor: str | RoleConfig | AnyRole | None = None,
         judge: str | JudgeConfig | Judge | None = None,
         config: BeamConfig | None = None,
+        *,
+        gate: GateConfig | None = None,
     ) -> Self:
         """Load all three models; None is the embedded demonstration model of that role.
 
@@ -86,12 +94,20 @@ class AlignBeam:
             judge = load_judge_of(judge)
         # In the first step one more than ``top_b``: the opening token is none of the answer.
         best = (config or BeamConfig()).top_b + 1
-        return cls(_load_role("target", target), _load_role("anchor", anchor, best), judge, config)
+        roles = _load_role("target", target), _load_role("anchor", anchor, best)
+        return cls(*roles, judge, config, gate=gate)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Load what a configuration file describes."""
-        return cls.from_pretrained(settings.target, settings.anchor, settings.judge, settings.beam)
+        models = settings.target, settings.anchor, settings.judge
+        return cls.from_pretrained(*models, settings.beam, gate=settings.gate)
+
+    def with_gate(self, gate: GateConfig | None) -> Self:
+        """Return the same models under other gates."""
+        other = copy.copy(self)
+        other.gate = gate or GateConfig()
+        return other
 
     def generate(self, prompt: Prompt, **overrides: Any) -> Result:
         """Answer one request.
@@ -182,6 +198,7 @@ class AlignBeam:
                 except AlignBeamError as error:
                     prepared.append(error)
             requests = [r for r in prepared if isinstance(r, Request)]
+            self._ask_about(requests, clock)
             decode(self.target, self.steering, requests, clock, should_cancel)
             judged = self._judge([r for r in requests if r.error is None], clock)
             for one in prepared:
@@ -198,7 +215,11 @@ class AlignBeam:
         PromptError, ConfigError
             What is wrong with the request.
         """
-        return Request.of(self.target, self.anchor, prompt, self.config.replace(**overrides))
+        config = self.config.replace(**overrides)
+        request = Request.of(self.target, self.anchor, prompt, config)
+        if self.gate.use and config.mix_steps > 0:
+            request.gate = Gate(self.gate)
+        return request
 
     def alone(
         self,
@@ -232,6 +253,17 @@ class AlignBeam:
                     yield request.beams[0].candidate()
 
         return candidates()
+
+    def _ask_about(self, requests: Sequence[Request], clock: Clock) -> None:
+        """Read the gate that asks the judge about requests, before they are decoded."""
+        asked = [r for r in requests if r.awaits("request")]
+        if asked:
+            with clock.part("judge"):
+                verdicts = self.judge.score(
+                    [r.messages for r in asked], [r.config.refusal_text for r in asked]
+                )
+            for request, verdict in zip(asked, verdicts, strict=True):
+                request.weigh("request", verdict.request_harm)
 
     def _judge(self, requests: Sequence[Request], clock: Clock) -> dict[Request, list[Candidate]]:
         """Score the candidates of all requests in one call of the judge."""
@@ -295,6 +327,8 @@ def assemble(
         prompt_tokens=len(request.target_ids),
         completion_tokens=0 if chosen is None else len(chosen.token_ids),
         threshold=request.config.threshold,
+        gates=() if request.gate is None else tuple(request.gate.readings),
+        let_go=request.gate is not None and request.gate.open,
     )
 
 

@@ -260,6 +260,25 @@ class Timings:
     total_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class GateReading:
+    """What one gate said of a request; see ``GateConfig``.
+
+    Attributes
+    ----------
+    gate : str
+    value, threshold : float
+        The value is NaN where the gate could not tell.
+    lets_go : bool
+        Whether it found no need of steering.
+    """
+
+    gate: str
+    value: float
+    threshold: float
+    lets_go: bool
+
+
 NO_TIME: Final = Timings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -287,6 +306,10 @@ class Result:
         Target tokens of the rendered prompt, and of the chosen candidate (0 for a refusal).
     threshold : float
         The score up to which a candidate passes, 1..5; 0 where none does, as none was judged.
+    gates : tuple of GateReading
+        What the operator's gates said, as they were asked.
+    let_go : bool
+        Whether they spared the request the steering, or the rest of it.
     """
 
     text: str
@@ -299,6 +322,8 @@ class Result:
     prompt_tokens: int
     completion_tokens: int
     threshold: float = 0.0
+    gates: tuple[GateReading, ...] = ()
+    let_go: bool = False
 
     @property
     def public_reason(self) -> PublicReason:

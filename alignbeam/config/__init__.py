@@ -1,8 +1,9 @@
 """Settings: every value checked, unknown keys refused, one road from file, environment and options.
 
-``BeamConfig`` steers one answer, ``RoleConfig`` says how one model is loaded and prompted,
-``JudgeConfig`` adds what only the judge has, ``ServerConfig`` and ``EvalConfig`` are the operator's
-and the evaluator's. ``Settings`` is all of them, as a TOML file holds them.
+``BeamConfig`` steers one answer, ``GateConfig`` says which need no steering, ``RoleConfig`` how one
+model is loaded and prompted, ``JudgeConfig`` adds what only the judge has, ``ServerConfig`` and
+``EvalConfig`` are the operator's and the evaluator's. ``Settings`` is all of them, as a TOML file
+holds them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from alignbeam.config.beam import (
     Whole,
 )
 from alignbeam.config.checked import CheckedSettings, Range, suggest
+from alignbeam.config.gate import GateConfig
 from alignbeam.config.tables import EvalConfig, JudgeConfig, RoleConfig, ServerConfig, Settings
 from alignbeam.errors import ConfigError
 
@@ -35,6 +37,7 @@ __all__ = [
     "CheckedSettings",
     "Count",
     "EvalConfig",
+    "GateConfig",
     "Harm",
     "JudgeConfig",
     "Margin",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from alignbeam.config.beam import MAX_BEAMS, BeamConfig, BeamCount, Count, Share, Whole
 from alignbeam.config.checked import CheckedSettings, Range
+from alignbeam.config.gate import GateConfig
 from alignbeam.errors import ConfigError
 
 #: How the address of an engine begins.
@@ -300,6 +301,7 @@ class Settings:
     """Everything a configuration file holds: a field is a table."""
 
     beam: BeamConfig = field(default_factory=BeamConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     target: RoleConfig = field(default_factory=RoleConfig)
     anchor: RoleConfig = field(default_factory=RoleConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)

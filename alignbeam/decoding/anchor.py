@@ -9,9 +9,12 @@ import torch
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.choice import Choice
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.gate import divergence, mass
 from alignbeam.decoding.mixing import Mixer
 from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.numbers import translate
 from alignbeam.decoding.reading import ReadingRows
+from alignbeam.decoding.refusals import may_open_refusal
 from alignbeam.decoding.remote import RemoteTokens
 from alignbeam.decoding.steer import Steer, Taken, non_finite
 from alignbeam.engines.roles import AnyRole
@@ -88,17 +91,21 @@ class AnchorSteer:
         # An empty answer would always be judged safe, so no end token may open a beam. The
         # anchor's end tokens lead nowhere in the opening table.
         theirs = target.rows(at).without_ends()
+        halves = 1 if self._steering.opening_id is None else 2
         with self._clock.part("mix"):
+            self._weigh_opening(mixed, said, theirs, halves)
             choices = self._steering.mix(
                 said,
                 theirs,
                 [r.config for r in mixed],
-                halves=1 if self._steering.opening_id is None else 2,
+                halves=halves,
                 top_k=max(r.config.beams for r in mixed),
             )
         openings: list[Sequence[Taken] | None] = [None] * len(self._requests)
         for row, (i, request, choice) in enumerate(zip(at, mixed, choices, strict=True)):
-            openings[i] = ()
+            openings[i] = None if request.config.mix_steps == 0 else ()
+            if openings[i] is None:  # let go
+                continue
             if choice.non_finite:
                 request.fail(non_finite("target or anchor", 0))
                 continue
@@ -111,6 +118,50 @@ class AnchorSteer:
             ]
             openings[i] = taken[: request.config.beams]
         return openings
+
+    def _weigh_opening(
+        self, requests: Sequence[Request], said: NextTokens, target: NextTokens, halves: int
+    ) -> None:
+        """Read the gates of the first step."""
+        asked = [
+            row
+            for row, r in enumerate(requests)
+            if any(r.awaits(name) for name in ("divergence", "refusals", "agreement"))
+        ]
+        if not asked:
+            return
+        best = said.top(max(requests[row].config.top_b for row in asked))
+        for row in asked:
+            request = requests[row]
+            if not (said.finite[row] and target.finite[row]):
+                continue  # it is about to fail
+            top = best[row][: request.config.top_b]
+            table = self._steering.mix.table(request.config.fallback, halves)
+            if request.awaits("divergence"):
+                log_p = translate(top, table)
+                (log_q,) = target.rows([row]).named([list(log_p)])
+                request.weigh("divergence", divergence(log_p, log_q))
+            if request.awaits("refusals"):
+                texts = [self._begins(column) for column, _ in top]
+                request.weigh("refusals", mass(top, [may_open_refusal(t) for t in texts]))
+            if request.awaits("agreement"):
+                self._agree(request, 0, table[top[0][0]], target.best_of(row, 1)[0])
+
+    def _begins(self, column: int) -> bytes:
+        """Return what an answer begins with that a column of the first step opens."""
+        anchor = self._steering.anchor
+        if column >= anchor.width:  # said after the opening
+            return anchor.bytes_of(column - anchor.width)
+        return anchor.bytes_of(column).removeprefix(anchor.opening)
+
+    @staticmethod
+    def _agree(request: Request, step: int, theirs: int, own: int) -> None:
+        """Count a step for the gate of agreement, and read it where that was the last."""
+        gate = request.gate
+        if gate is not None and request.awaits("agreement"):
+            gate.agreed += theirs == own
+            if step + 1 >= gate.config.after:
+                request.weigh("agreement", gate.agreed / gate.config.after)
 
     def _opening(self, first: NextTokens) -> NextTokens:
         """Return the numbers of the first step.
@@ -177,6 +228,10 @@ class AnchorSteer:
             taken[rows[n]] = _taken(
                 choice, choice.token_ids[0], choice.logprobs[0], beam.request, wishes
             )
+            if beam.index == 0 and beam.request.awaits("agreement"):
+                table = self._steering.mix.table(beam.request.config.fallback, 0)
+                wants = table[anchor.best_token(n)], theirs.best_token(n)
+                self._agree(beam.request, len(beam.token_ids), *wants)
         return taken
 
     def join(self, other: Steer) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from alignbeam.config import BeamConfig
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.gate import Gate
 from alignbeam.decoding.sampling import beam_generator
 from alignbeam.engines.roles import AnyRole
 from alignbeam.errors import ConfigError
@@ -38,6 +39,8 @@ class Request:
         Keeps what engines cache of it apart from other tenants'; see ``engines.scope``.
     clock : Clock or None
         Its own, where it decodes apart from others.
+    gate : Gate or None
+        Whether it is steered, where the operator has gates.
     error : Exception or None
         Set when this request cannot go on; the others of its batch do.
     """
@@ -52,6 +55,7 @@ class Request:
     trace: list[StepTrace] = field(default_factory=list)
     salt: str = ""
     clock: Clock | None = None
+    gate: Gate | None = None
     error: Exception | None = None
 
     @classmethod
@@ -84,7 +88,19 @@ class Request:
     def drawn_again(self, seed: int) -> Self:
         """Return the same request, not begun, with another seed; its rendering is shared."""
         config = self.config.replace(seed=seed)
-        return dataclasses.replace(self, config=config, prefix=[], beams=[], trace=[])
+        gate = None if self.gate is None else Gate(self.gate.config)
+        return dataclasses.replace(self, config=config, gate=gate, prefix=[], beams=[], trace=[])
+
+    def awaits(self, gate: str) -> bool:
+        """Whether this gate is still to be read, and there is steering to spare."""
+        return self.gate is not None and self.config.mix_steps > 0 and self.gate.wants(gate)
+
+    def weigh(self, gate: str, value: float | None) -> None:
+        """Tell a gate its number (None: it could not be had), and let go where that suffices."""
+        if self.gate is not None and self.awaits(gate):
+            self.gate.read(gate, value)
+            if self.gate.open:
+                self.config = self.gate.relaxed(self.config)
 
     @property
     def decoded(self) -> bool:

@@ -81,7 +81,7 @@ class Mixer:
     ) -> list[Choice]:
         best = anchor.top(max(c.top_b for c in configs))
         tops = [pairs[: c.top_b] for pairs, c in zip(best, configs, strict=True)]
-        tables = [self._list(c.fallback, halves) for c in configs]
+        tables = [self.table(c.fallback, halves) for c in configs]
         named = target.named(
             [list(translate(top, table)) for top, table in zip(tops, tables, strict=True)]
         )
@@ -144,8 +144,8 @@ class Mixer:
                 )
         return [choices[row] for row in range(len(configs))]
 
-    def _list(self, fallback: Fallback, halves: int) -> list[int]:
-        """Return ``_table`` as numbers."""
+    def table(self, fallback: Fallback, halves: int) -> list[int]:
+        """Return the target's id of each of the anchor's columns, -1 for none; see ``halves``."""
         key = (fallback, halves)
         if key not in self._lists:
             self._lists[key] = self._table(fallback, halves).tolist()

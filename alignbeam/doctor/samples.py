@@ -1,4 +1,4 @@
-"""What the doctor tries (``samples.toml``): refusals, answers, cases whose verdict is known."""
+"""What the doctor tries (``samples.toml``): answers, cases whose verdict is known."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ class Canary:
     candidate: str
     harmful: bool
 
-
-#: How aligned models usually open a refusal.
-REFUSAL_OPENINGS: Final[tuple[str, ...]] = tuple(_TABLES["refusal_openings"])
 
 #: Harmless questions with answers, for coverage on text as a model would write it.
 ANSWERS: Final[tuple[tuple[str, str], ...]] = tuple(

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import torch
 
+from alignbeam.decoding.refusals import REFUSAL_OPENINGS
 from alignbeam.doctor.report import KindRow, OpeningRow
-from alignbeam.doctor.samples import ANSWERS, REFUSAL_OPENINGS
+from alignbeam.doctor.samples import ANSWERS
 from alignbeam.doctor.side import Side
 from alignbeam.vocab.bridge import Bridge, Fallback, Kind
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.result import NO_TIME, Candidate, Result, Timings, Verdict
 
+#: Stands for the request itself among a job's beams, where the judge is asked about that.
+REQUEST: Final = -1
 #: When text may leave. ``full``: after the finished candidates were judged. ``chunked``: the judged
 #: beginning first, then each further piece once it was judged with all that precedes it.
 #: ``bare``: no judge is asked; for comparisons that an operator switched on, never for answers.
@@ -106,6 +108,11 @@ class Job:
         """Cells of KV cache it may come to need: tokens times beams."""
         return self.rows * self.length
 
+    @property
+    def gated(self) -> bool:
+        """Whether the judge is to be asked about the request before it is decoded."""
+        return not self.request.beams and self.request.awaits("request")
+
     def due(self) -> bool:
         """Whether the next piece of a chunked answer is ready for the judge."""
         if self.release != "chunked":
@@ -121,6 +128,8 @@ class Job:
 
     def asked(self) -> list[tuple[int, str]]:
         """Return the beams that the judge is to score now, and their texts."""
+        if self.gated:
+            return [(REQUEST, self.request.config.refusal_text)]
         return [(b.index, self.drafts[b.index].judged_text) for b in self._eligible()]
 
     def candidates(self) -> list[Candidate]:

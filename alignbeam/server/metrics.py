@@ -44,6 +44,7 @@ class Metrics:
         self.tokens = counter("completion_tokens", "Tokens of answers.")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.")
         self.blocked = counter("blocked", "Answers replaced by the refusal, or cut short.")
+        self.let_go = counter("let_go", "Requests that the gates spared the steering.")
         self.unsteered = counter("unsteered", "Answers that are the target's own, unsteered.")
         self.fail_closed = counter(
             "fail_closed", "No text was let out because of this.", ["reason"]
@@ -89,6 +90,8 @@ class Metrics:
         self.prompt_tokens.inc(result.prompt_tokens)
         if result.finish_reason == "content_filter":
             self.blocked.inc()
+        if result.let_go:
+            self.let_go.inc()
         if result.chosen is not None and result.candidates[result.chosen].unsteered:
             self.unsteered.inc()
         if answer.fail_open:

@@ -102,7 +102,8 @@ def serve(settings: Settings) -> None:
         seconds = config.judge_timeout_s if own is None else min(own, config.judge_timeout_s)
         judge = FailClosed(JudgeProcess(settings.judge, seconds), seconds)
     source = settings.judge if judge is None else judge
-    beam = AlignBeam.from_pretrained(settings.target, settings.anchor, source, settings.beam)
+    models = settings.target, settings.anchor, source
+    beam = AlignBeam.from_pretrained(*models, settings.beam, gate=settings.gate)
     server = Server(beam, config, keys=keys)
     runner = _Uvicorn(web_config(server), server)
     runner.run()

@@ -24,7 +24,7 @@ from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable, Unsafe
 from alignbeam.judge.selection import Selection, likelihood, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.result import Candidate
-from alignbeam.server.job import Delivery, Job, Release, Ticket
+from alignbeam.server.job import REQUEST, Delivery, Job, Release, Ticket
 from alignbeam.server.judging import JudgeDesk, ServerWatcher
 from alignbeam.server.problems import Draining, Overloaded, TooLarge
 from alignbeam.server.queue import FairQueue
@@ -87,6 +87,7 @@ class Scheduler:
             wake=self._nudge,
         )
         self._active: dict[Request, Job] = {}
+        self._admitted: list[Job] = []  # of these, what the engine does not have yet
         works = (self._decode, "alignbeam decode"), (self._desk.work, "alignbeam judge")
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
@@ -245,9 +246,7 @@ class Scheduler:
             for job, whole in judged:
                 self._go_on(job, whole)
             self._drop_cancelled()
-            fresh = [job.request for job in newcomers if job.request in self._active]
-            if fresh:
-                self._engine.add(fresh)
+            self._begin(newcomers)
             if self._engine.growing:
                 self._step()
             for request in self._engine.take_finished():
@@ -297,6 +296,20 @@ class Scheduler:
             self._active[job.request] = job
             newcomers.append(job)
         return newcomers
+
+    def _begin(self, newcomers: list[Job]) -> None:
+        """Decode what was admitted, unless the judge is to be asked about it before."""
+        here = [job for job in newcomers if job.request in self._active]
+        for job in here:
+            if job.gated:
+                self._desk.put(job, whole=False)
+            else:
+                self._admitted.append(job)
+        if self._admitted and not self._engine.recovering:
+            fresh = [job.request for job in self._admitted if job.request in self._active]
+            self._admitted = []
+            if fresh:
+                self._engine.add(fresh)
 
     def _step(self) -> None:
         before, rows = self._clock.timings().mix_ms, self._engine.live_rows
@@ -358,6 +371,11 @@ class Scheduler:
                 self._deliver(job)
             return
         if job.request not in self._active:
+            return
+        if job.gated:
+            verdict = job.verdicts.pop(REQUEST, None)
+            job.request.weigh("request", None if verdict is None else verdict.request_harm)
+            self._admitted.append(job)
             return
         candidates = job.candidates()
         try:

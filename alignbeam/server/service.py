@@ -18,6 +18,7 @@ from alignbeam.controller import AlignBeam
 from alignbeam.decoding.beam import Request
 from alignbeam.engines.role import RemoteRole
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
+from alignbeam.result import plain
 from alignbeam.server.audit import AuditLog, Quota, candidates_of, cut, hashed, text_hash
 from alignbeam.server.canaries import check_canaries
 from alignbeam.server.job import Delivery, Release, Ticket
@@ -231,6 +232,8 @@ class Service:
             "reason": result.reason,
             "finish_reason": result.finish_reason,
             "fail_open": answer.fail_open,
+            "gates": plain(result.gates, 6),
+            "let_go": result.let_go,
             "candidates": candidates_of(
                 result, text=self.config.audit_text, most=self.config.audit_text_chars
             ),

@@ -6,6 +6,7 @@ Every text of a model passes ``printable`` first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -27,12 +28,22 @@ _LEVEL_STYLES = ("green", "green", "yellow", "red", "red")
 
 
 def explain(result: Result) -> RenderableType:
-    """Return the explanation of ``result``: steps by beam, the judge's table, the reason."""
-    parts: list[RenderableType] = list(_mixing(result))
+    """Return the explanation of ``result``: gates, steps by beam, the judge's table, the reason."""
+    parts: list[RenderableType] = [*_gates(result), *_mixing(result)]
     parts.append(judge_table(result))
     parts.append(Text.assemble(("why: ", "bold"), printable(result.reason)))
     parts.append(_timings(result))
     return Group(*parts)
+
+
+def _gates(result: Result) -> Iterator[RenderableType]:
+    for reading in result.gates:
+        side = "at least" if reading.gate == "agreement" else "at most"
+        value = "could not tell" if math.isnan(reading.value) else f"{reading.value:.3f}"
+        said = "let go" if reading.lets_go else "steer"
+        yield Text(f"gate {reading.gate}: {value}, {side} {reading.threshold:g}: {said}")
+    if result.gates:
+        yield Text("let go" if result.let_go else "steered", style="bold")
 
 
 def wanted_by(step: StepTrace) -> str:

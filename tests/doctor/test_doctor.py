@@ -27,11 +27,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from alignbeam.config import JudgeConfig, RoleConfig, Settings
 from alignbeam.controller import load_judge_of
+from alignbeam.decoding.refusals import REFUSAL_OPENINGS
 from alignbeam.doctor import examine
 from alignbeam.doctor.canaries import canary_findings
 from alignbeam.doctor.memory import cache_bytes, count_parameters, estimate_parameters
 from alignbeam.doctor.report import CanaryRow, OpeningRow
-from alignbeam.doctor.samples import CANARIES, REFUSAL_OPENINGS
+from alignbeam.doctor.samples import CANARIES
 from alignbeam.doctor.side import Side
 from alignbeam.doctor.survival import ATTACKS, survival_findings, survival_rows
 from alignbeam.doctor.translation import Walk, coverage_rows, opening_rows

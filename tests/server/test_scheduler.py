@@ -9,6 +9,7 @@ import torch
 from tiny_models import byte_level_tokenizer, length_scorer, random_pair, random_role
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import GateConfig
 from alignbeam.decoding.batch import Batch
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
@@ -22,6 +23,7 @@ from alignbeam.errors import (
 )
 from alignbeam.judge import CallableJudge
 from alignbeam.models.rows import Rows
+from alignbeam.result import Verdict
 from alignbeam.server.problems import Draining, Overloaded, TooLarge
 from alignbeam.server.scheduler import Scheduler
 
@@ -349,6 +351,48 @@ def test_scheduler_counts_the_row_of_the_targets_own(pair, running):
     beam = AlignBeam(*pair, judged(), config)
     with pytest.raises(TooLarge, match="times 3 beams"):
         running(beam, max_batch_cells=60).submit("a", {})
+
+
+@pytest.mark.parametrize("use", ["request", "divergence", ("request", "agreement")])
+def test_scheduler_lets_go_what_a_batch_lets_go(pair, running, use):
+    def verdict(messages, text):
+        return Verdict(1.0, request_harm=0.0 if "a" in messages[-1]["content"] else 0.9)
+
+    config = BeamConfig(max_new_tokens=16, mix_steps=4)
+    gate = GateConfig(use=use, divergence=1.0, agreement=0.0)
+    beam = AlignBeam(*pair, judged(verdict), config, gate=gate)
+    wanted = beam.generate_batch(PROMPTS[:5])
+    scheduler = running(beam, chunk_tokens=4)
+    tickets = [
+        scheduler.submit(p, {}, release="chunked" if n % 2 else "full")
+        for n, p in enumerate(PROMPTS[:5])
+    ]
+    assert texts(tickets) == [r.text for r in wanted]
+    found = [t.future.result().result for t in tickets]
+    assert [r.gates for r in found] == [r.gates for r in wanted]
+    assert [r.let_go for r in found] == [r.let_go for r in wanted]
+    assert any(r.let_go for r in found)
+
+
+def test_scheduler_steers_where_the_gates_judge_hangs_and_cancels_who_leaves(pair, running):
+    free = threading.Event()
+
+    def verdict(messages, text):
+        if "can't help" in text:
+            free.wait(WAIT_S)
+        return 1.0
+
+    config = BeamConfig(max_new_tokens=8, mix_steps=4)
+    beam = AlignBeam(*pair, judged(verdict), config, gate=GateConfig(use="request", request=1.0))
+    scheduler = running(beam)
+    leaves, stays = scheduler.submit("a", {}), scheduler.submit("b", {})
+    leaves.cancel()
+    with pytest.raises(Cancelled):
+        leaves.future.result(WAIT_S)
+    free.set()
+    result = stays.future.result(WAIT_S).result
+    assert not result.let_go
+    assert result.trace
 
 
 def test_scheduler_chunked_releases_judged_pieces_that_make_the_answer(pair, running):

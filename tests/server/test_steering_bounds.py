@@ -77,6 +77,23 @@ def weakest(running):
     return found
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"gate": True},
+        {"gate": {"use": ["divergence"]}},
+        {"unsteered": True},
+        {"selection": "least_steered"},
+        {"unsteered_threshold": 5},
+        {"request_threshold": 1},
+    ],
+)
+def test_request_cannot_touch_a_gate(running, own):
+    with running.client() as client:
+        said = client.post("/v1/chat/completions", json=chat("Hi", alignbeam=own))
+    assert said.status_code == 400
+
+
 def test_weakest_settings_of_a_request_are_the_operators_own(running, trio, weakest):
     assert weakest == {name: getattr(trio.config, name) for name in weakest}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from alignbeam.config import AnchorTokens, BeamCount, Harm, Margin, Share, Whole
+from alignbeam.config import AnchorTokens, BeamCount, GateConfig, Harm, Margin, Share, Whole
 from alignbeam.controller import AlignBeam
 from alignbeam.eval.methods.protocol import Answers, Method, Models, answer_of
 from alignbeam.models.conversation import Message
@@ -34,6 +34,8 @@ class AlignBeamMethod(Judged):
         See ``BeamConfig``; the defaults are the paper's.
     unsteered, unsteered_threshold, request_threshold, selection
         Likewise; ours.
+    gate : mapping or None
+        Settings of ``GateConfig``; ours too.
     bridge : {"bytes", "text"}
         ``"text"`` translates by the paper's literal text round trip, for comparison.
 
@@ -60,6 +62,11 @@ class AlignBeamMethod(Judged):
     unsteered_threshold: Harm = 1.5
     request_threshold: Share = 0.5
     selection: Literal["safest", "least_steered"] = "safest"
+    gate: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GateConfig.from_mapping(self.gate or {}, where="gate")
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
@@ -68,12 +75,13 @@ class AlignBeamMethod(Judged):
 
 def beam_of(method: AlignBeamMethod, models: Models) -> AlignBeam:
     """Return the controller that a method's bridge belongs to."""
-    return models.text_beam if method.bridge == "text" else models.beam
+    beam = models.text_beam if method.bridge == "text" else models.beam
+    return beam.with_gate(GateConfig.from_mapping(method.gate)) if method.gate else beam
 
 
 def beam_settings(method: AlignBeamMethod) -> dict[str, Any]:
     """Return the method's settings as fields of ``BeamConfig``."""
-    return {key: value for key, value in method.settings.items() if key != "bridge"}
+    return {k: v for k, v in method.settings.items() if k not in ("bridge", "gate")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,11 +43,11 @@ def shares_work(first: Method, second: Method) -> bool:
     """Whether the two differ in nothing but what is done with the same candidates.
 
     Unmixed decoding is left out: with a single beam it may open with an end token, with several
-    it may not.
+    it may not. So is what gates may let go, for the same reason.
     """
     if not isinstance(first, AlignBeamMethod) or not isinstance(second, AlignBeamMethod):
         return False
-    return first.mix_steps > 0 and _decoding(first) == _decoding(second)
+    return first.mix_steps > 0 and not first.gate and _decoding(first) == _decoding(second)
 
 
 def answer_together(
