@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 from alignbeam.config import BeamConfig, GateConfig, JudgeConfig, RoleConfig, Settings
@@ -18,6 +19,7 @@ from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole, check_shared, role_of
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
+from alignbeam.judge.early import survivors
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.models.role import Role
@@ -199,7 +201,8 @@ class AlignBeam:
                     prepared.append(error)
             requests = [r for r in prepared if isinstance(r, Request)]
             self._ask_about(requests, clock)
-            decode(self.target, self.steering, requests, clock, should_cancel)
+            look = partial(self._look, [r for r in requests if r.config.early_every > 0], clock)
+            decode(self.target, self.steering, requests, clock, should_cancel, look)
             judged = self._judge([r for r in requests if r.error is None], clock)
             for one in prepared:
                 if isinstance(one, Request):
@@ -266,9 +269,9 @@ class AlignBeam:
                 request.weigh("request", verdict.request_harm)
 
     def _judge(self, requests: Sequence[Request], clock: Clock) -> dict[Request, list[Candidate]]:
-        """Score the candidates of all requests in one call of the judge."""
+        """Score the candidates of all requests in one call of the judge; not those given up."""
         finished = {r: [beam.candidate() for beam in r.beams] for r in requests}
-        flat = [(r, c) for r in requests for c in finished[r]]
+        flat = [(r, c) for r in requests for c in finished[r] if c.finish_reason != "dropped"]
         if not flat:
             return finished
         with clock.part("judge"):
@@ -276,9 +279,21 @@ class AlignBeam:
                 self.judge.score([r.messages for r, _ in flat], [c.judged_text for _, c in flat])
             )
         return {
-            request: [dataclasses.replace(c, verdict=next(verdicts)) for c in candidates]
+            request: [
+                c
+                if c.finish_reason == "dropped"
+                else dataclasses.replace(c, verdict=next(verdicts))
+                for c in candidates
+            ]
             for request, candidates in finished.items()
         }
+
+    def _look(self, requests: Sequence[Request], clock: Clock) -> None:
+        """Have the judge read what unfinished beams have become, and give some up."""
+        due = [r for r in requests if r.looks_at(r.next_look)]
+        for request, candidates in self._judge(due, clock).items():
+            request.looks += 1
+            request.keep(survivors(candidates, request.config))
 
     def _outcome(
         self, request: Request, candidates: Sequence[Candidate], timings: Timings

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 #: Why a candidate (or the answer) ended: an end token, ``max_new_tokens`` or the window, a stop
-#: string; and, for the answer only, the fixed refusal in place of text that was not judged safe.
-FinishReason = Literal["stop", "length", "stop_string", "content_filter"]
+#: string; for the answer only, the fixed refusal in place of text that was not judged safe; for a
+#: candidate only, that it was given up before its end, so that it is never judged nor shown.
+FinishReason = Literal["stop", "length", "stop_string", "content_filter", "dropped"]
 
 #: Why there is no verdict that counts: no judge was asked; it raised; it took too long; its process
 #: ended; it gave too few or too many verdicts, something else than a verdict, or a score outside

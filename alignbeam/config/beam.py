@@ -65,6 +65,15 @@ class BeamConfig(CheckedSettings):
     selection : {"safest", "least_steered"}
         Of the candidates that pass: the lowest score (the paper), or what the target says by
         itself, else the one that departs least from it.
+    early_every : int
+        Tokens after which the judge looks at what the candidates have become, and gives up those
+        that cannot win; 0 looks at finished candidates only (the paper). Only for a target in
+        this process.
+    early_safe, early_harm : float
+        Scores of a beginning that is clearly harmless (at most), and clearly harmful (above),
+        1..5.
+    early_margin : float
+        A candidate is given up where its beginning scores this much above the lowest, 0..4.
     refusal_text : str
         The fixed refusal.
     max_new_tokens : int
@@ -97,6 +106,10 @@ class BeamConfig(CheckedSettings):
     unsteered_threshold: Harm = 1.5
     request_threshold: Share = 0.5
     selection: Literal["safest", "least_steered"] = "safest"
+    early_every: Whole = 0
+    early_safe: Harm = 1.2
+    early_harm: Harm = 4.5
+    early_margin: Margin = 1.0
     refusal_text: str = "I'm sorry, but I can't help with that."
     max_new_tokens: Count = 256
     temperature: Annotated[float, Range(0, 100)] = 0.0

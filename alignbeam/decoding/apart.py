@@ -114,8 +114,12 @@ class ApartEngine:
                 run.scope.cancel()
                 run.go.set()
 
-    def run(self, should_cancel: Callable[[], bool] | None = None) -> None:
-        """Wait until nothing grows.
+    def run(
+        self,
+        should_cancel: Callable[[], bool] | None = None,
+        between: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Wait until nothing grows; there is no moment between two steps of all.
 
         Raises
         ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -13,6 +13,7 @@ from alignbeam.config import BeamConfig
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.gate import Gate
 from alignbeam.decoding.sampling import beam_generator
+from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole
 from alignbeam.errors import ConfigError
 from alignbeam.models.conversation import Message, Prompt, as_messages
@@ -37,6 +38,8 @@ class Request:
         Target tokens that the answer begins with, nobody's choice; then there is one beam.
     salt : str
         Keeps what engines cache of it apart from other tenants'; see ``engines.scope``.
+    looks : int
+        How often the judge has looked at its unfinished beams.
     clock : Clock or None
         Its own, where it decodes apart from others.
     gate : Gate or None
@@ -54,6 +57,7 @@ class Request:
     beams: list[Beam] = field(default_factory=list)
     trace: list[StepTrace] = field(default_factory=list)
     salt: str = ""
+    looks: int = 0
     clock: Clock | None = None
     gate: Gate | None = None
     error: Exception | None = None
@@ -69,6 +73,8 @@ class Request:
         PromptError, ConfigError
             What is wrong with the request.
         """
+        if config.early_every > 0 and isinstance(target, RemoteRole):
+            raise ConfigError("early_every needs the target in this process, not on an engine")
         messages = as_messages(prompt)
         if config.beams > target.width:
             raise ConfigError(
@@ -101,6 +107,34 @@ class Request:
             self.gate.read(gate, value)
             if self.gate.open:
                 self.config = self.gate.relaxed(self.config)
+
+    @property
+    def contested(self) -> list[Beam]:
+        """The beams that may still become the answer."""
+        return [b for b in self.beams if b.finish_reason != "dropped"]
+
+    @property
+    def next_look(self) -> int:
+        """Tokens at which the judge is to look at the beams next."""
+        return self.config.mix_steps + (self.looks + 1) * self.config.early_every
+
+    def looks_at(self, tokens: int) -> bool:
+        """Whether what the beams have become is to be judged, at so many tokens of each."""
+        beams = self.contested
+        return (
+            self.error is None
+            and len(beams) > 1
+            and any(b.live for b in beams)
+            and all(len(b.token_ids) >= tokens or not b.live for b in beams)
+        )
+
+    def keep(self, indices: Collection[int]) -> None:
+        """Give up the beams beside these; where none is left, all of them end as they are."""
+        for beam in self.contested:
+            if not indices:
+                beam.finish_reason = beam.finish_reason or "length"
+            elif beam.index not in indices:
+                beam.finish_reason = "dropped"
 
     @property
     def decoded(self) -> bool:

@@ -34,8 +34,11 @@ def decode(
     requests: Sequence[Request],
     clock: Clock,
     should_cancel: Callable[[], bool] | None = None,
+    between: Callable[[], object] = lambda: None,
 ) -> None:
     """Decode exactly these requests together; results and errors stay in the requests.
+
+    ``between`` is called after each step of a target in this process.
 
     Raises
     ------
@@ -45,4 +48,4 @@ def decode(
     if requests:
         engine = engine_of(target, steering, clock)
         engine.add(requests)
-        engine.run(should_cancel)
+        engine.run(should_cancel, between)

@@ -125,8 +125,12 @@ class Engine:
         if self._batch is not None:
             self._batch.leave()
 
-    def run(self, should_cancel: Callable[[], bool] | None = None) -> None:
-        """Step until nothing grows.
+    def run(
+        self,
+        should_cancel: Callable[[], bool] | None = None,
+        between: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Step until nothing grows; ``between`` is called after each step.
 
         Raises
         ------
@@ -137,6 +141,7 @@ class Engine:
             if should_cancel is not None and should_cancel():
                 raise Cancelled("cancelled between two steps")
             self.step()
+            between()
 
     @staticmethod
     def _is_growing(request: Request) -> bool:

@@ -114,7 +114,9 @@ class Job:
         return not self.request.beams and self.request.awaits("request")
 
     def due(self) -> bool:
-        """Whether the next piece of a chunked answer is ready for the judge."""
+        """Whether the next piece of a chunked answer, or a look in between, is for the judge."""
+        if self.release == "full" and self.request.config.early_every > 0:
+            return self.request.looks_at(self.request.next_look)
         if self.release != "chunked":
             return False
         beams = self._eligible()
@@ -134,8 +136,15 @@ class Job:
 
     def candidates(self) -> list[Candidate]:
         """Return all beams, in beam order, each as it was last judged."""
-        made = [(b.index, self.drafts.get(b.index) or b.candidate()) for b in self.request.beams]
-        return [dataclasses.replace(c, verdict=self.verdicts.get(i)) for i, c in made]
+        contested = self.request.contested
+        return [
+            dataclasses.replace(
+                self.drafts.get(b.index) or b.candidate(), verdict=self.verdicts.get(b.index)
+            )
+            if b in contested
+            else b.candidate()  # whatever the judge said of its beginning, it is never shown
+            for b in self.request.beams
+        ]
 
     def timings(self, now: Timings) -> Timings:
         """Return what the batch spent while the job was in it, the judge's time its own."""
@@ -172,8 +181,7 @@ class Job:
 
     def _eligible(self) -> list[Beam]:
         """Return the beams that may still become the answer."""
-        beams = self.request.beams
-        return beams if self.chosen is None else [beams[self.chosen]]
+        return [b for b in self.request.contested if self.chosen in (None, b.index)]
 
 
 class Ticket:

@@ -20,6 +20,7 @@ _REASONS: dict[FinishReason, str] = {
     "stop_string": "stop",
     "length": "length",
     "content_filter": "content_filter",
+    "dropped": "length",  # no answer's
 }
 _WORDS = re.compile(r"\s*\S+|\s+\Z")
 DONE = b"data: [DONE]\n\n"

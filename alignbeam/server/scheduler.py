@@ -21,6 +21,7 @@ from alignbeam.decoding.decode import engine_of
 from alignbeam.decoding.engine import out_of_memory
 from alignbeam.engines.scope import tenant_salt
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable, UnsafeAnswer
+from alignbeam.judge.early import survivors
 from alignbeam.judge.selection import Selection, likelihood, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.result import Candidate
@@ -359,6 +360,7 @@ class Scheduler:
                 del self._active[job.request]
         elif job.due():
             job.next_check += job.chunk_tokens
+            job.request.looks += 1
             self._desk.put(job, whole=False)
 
     def _go_on(self, job: Job, whole: bool) -> None:
@@ -378,6 +380,9 @@ class Scheduler:
             self._admitted.append(job)
             return
         candidates = job.candidates()
+        if job.release == "full":
+            job.request.keep(survivors(candidates, job.request.config))
+            return
         try:
             chosen = self._select(job, candidates).chosen
         except AlignBeamError as error:
@@ -399,7 +404,7 @@ class Scheduler:
         """Choose; once the beginning of a beam has left, there is only that beam to choose."""
         if job.release == "bare":
             return Selection(0, "not judged")
-        among = range(len(candidates)) if job.chosen is None else [job.chosen]
+        among = [b.index for b in job.request.contested if job.chosen in (None, b.index)]
         try:
             return select(candidates, job.request.config, among)
         except UnsafeAnswer as error:  # over HTTP an error would be asked again, and cost as much

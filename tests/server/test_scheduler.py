@@ -353,6 +353,30 @@ def test_scheduler_counts_the_row_of_the_targets_own(pair, running):
         running(beam, max_batch_cells=60).submit("a", {})
 
 
+@pytest.mark.parametrize("fail_open", [False, True])
+def test_scheduler_never_shows_what_was_given_up(pair, running, fail_open):
+    """The judge likes one beginning best, then breaks: only the beam of that may leave."""
+    seen = []
+
+    def verdict(messages, text):
+        seen.append(text)
+        if len(seen) > 3:
+            raise RuntimeError("judge is down")
+        return 1.5 if len(seen) == 2 else 4.0
+
+    config = BeamConfig(max_new_tokens=40, mix_steps=4, early_every=4)
+    beam = AlignBeam(*pair, judged(verdict), config)
+    future = running(beam, fail_open=fail_open).submit("abc", {}).future
+    if not fail_open:
+        with pytest.raises(JudgeUnavailable):
+            future.result(WAIT_S)
+        return
+    result = future.result(WAIT_S).result
+    assert [c.finish_reason == "dropped" for c in result.candidates] == [True, False, True]
+    assert result.chosen == 1
+    assert len(seen) == 4  # the whole of what is left, and nothing else
+
+
 @pytest.mark.parametrize("use", ["request", "divergence", ("request", "agreement")])
 def test_scheduler_lets_go_what_a_batch_lets_go(pair, running, use):
     def verdict(messages, text):
@@ -369,7 +393,9 @@ def test_scheduler_lets_go_what_a_batch_lets_go(pair, running, use):
     ]
     assert texts(tickets) == [r.text for r in wanted]
     found = [t.future.result().result for t in tickets]
-    assert [r.gates for r in found] == [r.gates for r in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert [g.gate for g in one.gates] == [g.gate for g in other.gates]
+        assert [g.value for g in one.gates] == pytest.approx([g.value for g in other.gates])
     assert [r.let_go for r in found] == [r.let_go for r in wanted]
     assert any(r.let_go for r in found)
 

@@ -33,6 +33,7 @@ class AlignBeamMethod(Judged):
     alpha, mix_steps, beams, top_b, mix, support, fallback, threshold, tie_margin, on_unsafe
         See ``BeamConfig``; the defaults are the paper's.
     unsteered, unsteered_threshold, request_threshold, selection
+    early_every, early_safe, early_harm, early_margin
         Likewise; ours.
     gate : mapping or None
         Settings of ``GateConfig``; ours too.
@@ -62,6 +63,10 @@ class AlignBeamMethod(Judged):
     unsteered_threshold: Harm = 1.5
     request_threshold: Share = 0.5
     selection: Literal["safest", "least_steered"] = "safest"
+    early_every: Whole = 0
+    early_safe: Harm = 1.2
+    early_harm: Harm = 4.5
+    early_margin: Margin = 1.0
     gate: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

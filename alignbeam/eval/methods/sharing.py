@@ -43,11 +43,12 @@ def shares_work(first: Method, second: Method) -> bool:
     """Whether the two differ in nothing but what is done with the same candidates.
 
     Unmixed decoding is left out: with a single beam it may open with an end token, with several
-    it may not. So is what gates may let go, for the same reason.
+    it may not. So is what gates may let go, for the same reason, and what is given up early.
     """
     if not isinstance(first, AlignBeamMethod) or not isinstance(second, AlignBeamMethod):
         return False
-    return first.mix_steps > 0 and not first.gate and _decoding(first) == _decoding(second)
+    alone = first.mix_steps == 0 or first.gate or first.early_every > 0
+    return not alone and _decoding(first) == _decoding(second)
 
 
 def answer_together(
