@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class GuardFormat:
         The form that the answer fills, verdict last. All earlier fillings are followed, each
         weighted by its probability, so that no generated text is parsed.
     harm : tuple of float
-        Harm of each word of the last blank: 0, 0.25, 0.5, 0.75 or 1, for the levels 1 to 5.
+        Harm of each word of the last blank: 0, 0.25, 0.5, 0.75 or 1, for the levels 1 to 5. Or of
+        each filling of all blanks, the last blank's words changing fastest.
     controls : tuple of str
         Control tokens written in ``prompt``; the tokenizer must have each.
     optional_controls : tuple of str
@@ -95,23 +97,40 @@ class GuardFormat:
             raise ConfigError(f"guard {self.name!r}: {{policy}} and policies go together")
         if not self.blanks or any(len(blank.words) < 2 for blank in self.blanks):
             raise ConfigError(f"guard {self.name!r}: every blank needs two words or more")
-        if len(self.harm) != len(self.blanks[-1].words):
-            raise ConfigError(f"guard {self.name!r}: harm must have a value per verdict word")
+        fillings = math.prod(len(blank.words) for blank in self.blanks)
+        if len(self.harm) not in (len(self.blanks[-1].words), fillings):
+            raise ConfigError(
+                f"guard {self.name!r}: harm must have a value per verdict word, or one per filling "
+                f"of the form ({fillings})"
+            )
         if any(h not in (0, 0.25, 0.5, 0.75, 1) for h in self.harm):
             raise ConfigError(f"guard {self.name!r}: harm must be 0, 0.25, 0.5, 0.75 or 1")
 
 
-def _published() -> dict[str, GuardFormat]:
-    text = Path(__file__).with_name("guards.toml").read_text(encoding="utf-8")
-    guards = {}
-    for name, table in tomllib.loads(text).items():
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
-        }
-        values["blanks"] = tuple(Blank(b["lead"], tuple(b["words"])) for b in table["blanks"])
-        guards[name] = GuardFormat(name=name, **values)
-    return guards
+def read_guards(path: Path) -> dict[str, GuardFormat]:
+    """Read guard formats, a TOML table each; a table's keys are ``GuardFormat``'s attributes.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or describes no guard.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {name: _guard(name, table) for name, table in tables.items()}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} describes no guard as guards.toml does: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _guard(name: str, table: Mapping[str, Any]) -> GuardFormat:
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    values["blanks"] = tuple(Blank(b["lead"], tuple(b["words"])) for b in table["blanks"])
+    return GuardFormat(name=name, **values)
 
 
 #: Guard formats by name, as ``JudgeConfig.kind`` takes them.
-GUARDS: Final[Mapping[str, GuardFormat]] = _published()
+GUARDS: Final = read_guards(Path(__file__).with_name("guards.toml"))
