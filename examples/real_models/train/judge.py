@@ -36,7 +36,7 @@ from alignbeam.models.role import Role
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PLAN = Plan(
-    examples=3200,
+    examples=1920,
     rank=8,
     modules=("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     rate=1e-3,

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 
 #: Examples that are sorted by length together, in batches.
 POOL = 16
+#: Sequences in memory at a time.
+MICRO = 8
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,17 @@ def train(
             step = pool * POOL + n
             if step < first or step >= steps:
                 continue
-            loss = _loss(tuned, batch)
-            loss.backward()
+            loss = 0.0
+            for at in range(0, len(batch), MICRO):
+                part = batch[at : at + MICRO]
+                share = _loss(tuned, part) * len(part) / len(batch)
+                share.backward()
+                loss += share.item()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            mean = loss.item() if step == first else 0.9 * mean + 0.1 * loss.item()
+            mean = loss if step == first else 0.9 * mean + 0.1 * loss
             if step % 10 == 9:
                 took = (time.monotonic() - began) / (step + 1 - first)
                 print(f"step {step + 1}/{steps}  loss {mean:.3f}  {took:.1f} s a step", flush=True)

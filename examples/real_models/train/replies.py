@@ -30,7 +30,7 @@ from alignbeam.eval.refusal import is_refusal
 #: Whether it is harmful, and the request.
 Asked = tuple[bool, str]
 
-BATCH = 24
+BATCH = 12
 NEW_TOKENS = 48
 
 
