@@ -172,7 +172,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--judge", required=True, metavar="NAME=SETTINGS.toml")
     parser.add_argument("--sample", type=int, help="most replies of each group")
-    parser.add_argument("--attacks", type=int, default=0, help="replies of each kind to attack with")
+    parser.add_argument(
+        "--attacks", type=int, default=0, help="replies of each kind to attack with"
+    )
     options = parser.parse_args()
     name, _, settings = options.judge.partition("=")
     found = [reply for run in options.runs for reply in replies(run, METHODS)]

@@ -91,7 +91,9 @@ def batched(asked: list[Asked]) -> Iterator[list[Asked]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, nargs="+", required=True, help="one; or target anchor")
+    parser.add_argument(
+        "--model", type=Path, nargs="+", required=True, help="one; or target anchor"
+    )
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--most", type=int, help="requests to ask")
     parser.add_argument("--seed", type=int, default=0)
