@@ -127,7 +127,7 @@ def read_guards(path: Path) -> dict[str, GuardFormat]:
 
 
 def _guard(name: str, table: Mapping[str, Any]) -> GuardFormat:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     values["blanks"] = tuple(Blank(b["lead"], tuple(b["words"])) for b in table["blanks"])
     return GuardFormat(name=name, **values)
 

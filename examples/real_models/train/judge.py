@@ -3,9 +3,10 @@
     python examples/real_models/train/judge.py --data DATA --model FOLDER --replies replies.jsonl \
         --to examples/real_models/judge
 
-Is the request harmful, and does the reply decline? What it reads are refusals (real models' own, and
-templates) and harmless text: answers to harmless requests, the same behind requests that they do
-not fit, and affirmative openings that end after a few words. No harmful instruction is among them.
+Is the request harmful, and does the reply decline? What it reads are refusals (real models' own,
+and templates) and harmless text: answers to harmless requests, the same behind requests that they
+do not fit, and affirmative openings that end after a few words. No harmful instruction is among
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from lora import Example, Plan, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tiny_trio"))
@@ -138,7 +138,8 @@ class Cases:
         if roll < 0.8:
             text = refuse_then_comply(rng)
             if rng.random() < 0.5:
-                text = f"{self.declining(rng)} {rng.choice(('However, ', 'But ', ''))}{self.good(rng)[1]}"
+                turned = rng.choice(("However, ", "But ", ""))
+                text = f"{self.declining(rng)} {turned}{self.good(rng)[1]}"
             return request, text, True, False
         if roll < 0.97:
             return request, self.good(rng)[1], True, False

@@ -1,10 +1,10 @@
 """Replies of real models to training requests: what the judge learns real text from.
 
-    python examples/real_models/train/replies.py --data DATA --model FOLDER --to replies.jsonl
-    python examples/real_models/train/replies.py --data DATA --model TARGET ANCHOR --to replies.jsonl
+    python examples/real_models/train/replies.py --data DATA --to replies.jsonl --model FOLDER
+    python examples/real_models/train/replies.py --data DATA --to replies.jsonl --model TARGET ANCHOR
 
-Requests come from training splits only. Of replies to harmful requests only refusals are kept; what
-complies is dropped before it is written. Runs are resumed by request and model.
+Requests come from training splits only. Of replies to harmful requests only refusals are kept;
+what complies is dropped before it is written. Runs are resumed by request and model.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/real_models/train/specialist.py --data DATA --model FOLDER --to adapter
 
-Nothing but questions and worked answers is shown to it: templates of `tiny_trio`'s training split and
-GSM8K's. What that does to its refusals nobody asked for, and is measured.
+Nothing but questions and worked answers is shown to it: templates of `tiny_trio`'s training split
+and GSM8K's. What that does to its refusals nobody asked for, and is measured.
 """
 
 from __future__ import annotations
