@@ -1,7 +1,7 @@
 """Replies of real models to training requests: what the judge learns real text from.
 
-    python examples/real_models/train/replies.py --data DATA --to replies.jsonl --model FOLDER
-    python examples/real_models/train/replies.py --data DATA --to replies.jsonl --model TARGET ANCHOR
+    python examples/real_models/train/replies.py --data DATA --to FILE --model FOLDER
+    python examples/real_models/train/replies.py --data DATA --to FILE --model TARGET ANCHOR
 
 Requests come from training splits only. Of replies to harmful requests only refusals are kept;
 what complies is dropped before it is written. Runs are resumed by request and model.
