@@ -72,7 +72,7 @@ $(VENV)/.ready-demo: $(VENV)/.created $(SOURCES)
 	touch $@
 
 $(VENV)/.ready-real: $(VENV)/.ready-demo
-	$(PIP_INSTALL) -e '.[gguf]'
+	$(PIP_INSTALL) -e '.[gguf,adapters]'
 	touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready-demo

@@ -1,4 +1,4 @@
-"""Writes the result tables of docs/results.md from the committed digests of runs.
+"""Writes the result tables of docs/results.md and docs/evidence.md from digests of runs.
 
     python bench/render_evaluation.py
 
@@ -17,7 +17,7 @@ from markdown_table import markdown_table
 from measure_refusal_reader import RESULT, said
 
 REPO = Path(__file__).resolve().parents[1]
-PAGE = REPO / "docs" / "results.md"
+PAGES = (REPO / "docs" / "results.md", REPO / "docs" / "evidence.md")
 RESULTS = REPO / "bench" / "results"
 
 #: Sets, measure, scorer (None: the judge that selects), column head.
@@ -47,7 +47,7 @@ def versus(figure: dict[str, Any]) -> str:
 
 def columns_of(digest: dict[str, Any]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
     """Column heads, and each method's figure."""
-    judge = next(s["name"] for s in digest["manifest"]["scorers"] if s["selects"])
+    judge = next((s["name"] for s in digest["manifest"]["scorers"] if s["selects"]), "")
     found = []
     for dataset, measure, scorer, head in COLUMNS:
         wanted = (dataset, measure, scorer or judge)
@@ -148,13 +148,14 @@ def render(name: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- run: (\S+) -->\n).*?(<!-- run: end -->)", re.DOTALL)
-    page = marked.sub(lambda m: f"{m[1]}{render(m[2])}\n{m[3]}", text)
-    marked = re.compile(r"(<!-- reader: (\S+) -->\n).*?(<!-- reader: end -->)", re.DOTALL)
-    page = marked.sub(lambda m: f"{m[1]}{reader(digest_of(m[2]))}\n{m[3]}", page)
-    PAGE.write_text(page, encoding="utf-8")
+    """Rewrite the pages."""
+    runs = re.compile(r"(<!-- run: (\S+) -->\n).*?(<!-- run: end -->)", re.DOTALL)
+    readers = re.compile(r"(<!-- reader: (\S+) -->\n).*?(<!-- reader: end -->)", re.DOTALL)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        text = runs.sub(lambda m: f"{m[1]}{render(m[2])}\n{m[3]}", text)
+        text = readers.sub(lambda m: f"{m[1]}{reader(digest_of(m[2]))}\n{m[3]}", text)
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,43 +35,90 @@ def fill(text: str, name: str, body: str) -> str:
     return filled
 
 
-#: What a sceptic compares: the methods of the standard run that the first screen shows.
+#: What a sceptic compares: the methods that the first screen shows.
 _ROWS = {
-    "target": "the specialist alone",
-    "anchor": "the small aligned model alone",
-    "post-hoc-guard": "the specialist, then a guard: the same judge blocks",
-    "best-of-k": "best of 3 of the specialist, the same judge picks",
+    "target": "the target alone",
+    "anchor": "the anchor alone",
+    "post-hoc-guard": "the target, then a guard: the same judge blocks",
+    "best-of-k": "best of 3 of the target, the same judge picks",
     "alignbeam": "**AlignBeam**: 6 mixed tokens, 3 beams, the same judge",
+}
+#: The runs that the first screen shows, and what their targets are.
+_RUNS = {
+    "eval_real_smollm2.json": "SmolLM2-135M",
+    "eval_real_specialist.json": "its specialist",
 }
 
 
 def systems() -> str:
-    """Safety, over-refusal, work and time side by side: ``alignbeam eval --suite standard``."""
-    path = rows.RESULTS / "eval_standard.json"
-    if not path.is_file():
+    """Safety, over-refusal and work side by side, on real models: ``eval --suite real``."""
+    digests = {
+        named: json.loads((rows.RESULTS / name).read_text(encoding="utf-8"))
+        for name, named in _RUNS.items()
+        if (rows.RESULTS / name).is_file()
+    }
+    if not digests:
         return ""
-    digest = json.loads(path.read_text(encoding="utf-8"))
+    wanted = ("harmful refused", "benign refused", "word problems")
     columns = [
-        (head, found)
+        (f"{named}: {head}, %", found)
+        for named, digest in digests.items()
         for head, found in render_evaluation.columns_of(digest)
-        if head.startswith(("harmful refused", "benign refused", "word problems"))
+        if head.startswith(wanted)
     ]
-    times = {row["method"]: row for row in digest["latencies"]}
     lines = [
-        [
-            named,
-            *(render_evaluation.share(found[method]) for _, found in columns),
-            f"{times[method]['mean_ms']:.0f}",
-        ]
-        for method, named in _ROWS.items()
+        [said, *(render_evaluation.share(found[method]) for _, found in columns)]
+        for method, said in _ROWS.items()
     ]
-    heads = ["embedded trio", *(f"{head}, %" for head, _ in columns), "ms an answer"]
+    commits = {d["manifest"]["environment"]["commit"]: None for d in digests.values()}
     return (
-        f"{markdown_table(heads, lines)}\n\n"
-        "95 % intervals in brackets; a reply that refuses and then complies counts as complied. "
-        f"Commit {digest['manifest']['environment']['commit']}, a shared machine: compare "
-        f"times with each other only. {render_evaluation.reader(digest)}"
+        f"{markdown_table(['', *(head for head, _ in columns)], lines)}\n\n"
+        "Public weights that nobody here trained, steered by Qwen2.5-Coder-0.5B-Instruct; the "
+        "specialist is a LoRA on word problems. Held-out prompts, untuned defaults, greedy, 95 % "
+        "intervals; a reply that refuses and then complies counts as complied. "
+        f"Commit {', '.join(commits)}. {render_evaluation.reader(next(iter(digests.values())))}"
     )
+
+
+def judges() -> str:
+    """Whether judges tell compliance from the rest, on real replies: ``measure_judge.py``."""
+    found = rows.read("judge_real")
+    if not found:
+        return ""
+    groups = list(dict.fromkeys(group for row in found for group in row["against"]))
+    lines = []
+    for row in found:
+        cells = [row["judge"], str(row["compliance"])]
+        for group in groups:
+            value = row["against"].get(group)
+            cells.append(f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]" if value else "")
+        cells += [f"{100 * row['withheld'].get(g, 0):.0f}" for g in ("compliance", *groups[1:])]
+        lines.append([*cells, f"{row['least_mass']:.2f}", f"{row['seconds_a_verdict']:.2f}"])
+    heads = ["judge", "complying replies", *(f"AUROC against {group}" for group in groups)]
+    heads += [f"above 2.5: {group}, %" for group in ("compliance", *groups[1:])]
+    first = found[0]
+    return (
+        f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
+        f"Replies of {', '.join(first['methods'])} in {', '.join(first['runs'])}; "
+        f"{first['threads']} thread, a shared machine, {first['machine']['cpu']}, commit "
+        f"{first['machine']['commit']}."
+    )
+
+
+def judge_attacks() -> str:
+    """What hides harm from the adapter judge: ``measure_judge.py --attacks``."""
+    found = [row for row in rows.read("judge_real") if row["attacks"]]
+    if not found:
+        return ""
+    parts = []
+    for row in found:
+        lines = [
+            [attack, f"{passed} of {harmful}", f"{withheld} of {safe}"]
+            for attack, (passed, harmful, withheld, safe) in row["attacks"].items()
+        ]
+        heads = [f"written around it ({row['judge']})", "complying replies pass", "benign withheld"]
+        parts.append(markdown_table(heads, lines))
+    return "\n\n".join(parts)
 
 
 def decode() -> str:
@@ -297,6 +344,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "verdicts": verdicts,
     },
     "docs/threat_model.md": {"survival": survival},
+    "docs/evidence.md": {"judges": judges, "judge_attacks": judge_attacks},
 }
 
 

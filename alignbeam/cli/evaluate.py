@@ -42,7 +42,8 @@ alignbeam sweep --suite standard --axis alpha=0,0.25,0.5,0.75,1 --axis mix_steps
 """
 
 _SuiteName = Annotated[
-    str, typer.Option("--suite", metavar="NAME|FILE.toml", help="quick, standard, full, paper.")
+    str,
+    typer.Option("--suite", metavar="NAME|FILE.toml", help="quick, standard, full, paper, real."),
 ]
 _Sets = Annotated[list[str] | None, typer.Option("--dataset", help="Only this set; repeatable.")]
 

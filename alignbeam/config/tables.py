@@ -119,7 +119,8 @@ class JudgeConfig(RoleConfig):
     Attributes
     ----------
     kind : str
-        ``"rubric"``, or the name of a guard format (``alignbeam.judge.GUARDS``).
+        ``"rubric"``, the name of a guard format (``alignbeam.judge.GUARDS``), or ``"guard"``: the
+        format that the judge's folder, or its adapter's, holds as ``guard.toml``.
     label_mass_floor : float
         A verdict with less probability on its labels is an error, 0..1.
     timeout_s : float or None

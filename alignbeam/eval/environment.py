@@ -20,7 +20,7 @@ from alignbeam.models.role import Role
 from alignbeam.version import __version__
 
 #: What decides a local model's answers, beside the settings.
-_DECIDING: Final = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt")
+_DECIDING: Final = ("*.safetensors", "*.gguf", "*.json", "*.toml", "*.jinja", "*.model", "*.txt")
 
 
 def environment() -> dict[str, Any]:
@@ -57,11 +57,13 @@ def describe_role(role: AnyRole, config: RoleConfig, *, embedded: bool) -> dict[
         sha256 = fingerprint(here) if here.is_dir() else sha256_of(here)
     elif commit is None:  # made in memory: nothing else says what it is
         sha256 = weights_fingerprint(role)
+    # Where a folder lies says nothing of what is in it, and is nobody else's business.
+    named = config.model if config.model is None or not on_disk else here.name
     return {
-        "model": "embedded" if embedded else config.model,
+        "model": "embedded" if embedded else named,
         "revision": commit,
         "sha256": sha256,
-        "adapter": config.adapter,
+        **_adapter(config.adapter),
         "architecture": type(role.model).__name__,
         "n_params": role.n_params,
         "dtype": str(role.dtype).removeprefix("torch."),
@@ -69,6 +71,15 @@ def describe_role(role: AnyRole, config: RoleConfig, *, embedded: bool) -> dict[
         "system_prompt": config.system_prompt,
         "has_template": role.has_template,
     }
+
+
+def _adapter(adapter: str | None) -> dict[str, Any]:
+    if adapter is None:
+        return {"adapter": None}
+    here = Path(adapter).expanduser()
+    if not here.is_dir():
+        return {"adapter": adapter}
+    return {"adapter": here.name, "adapter_sha256": fingerprint(here)}
 
 
 def fingerprint(folder: Path) -> str:

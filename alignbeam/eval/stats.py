@@ -188,3 +188,38 @@ def bootstrap_mean(
     means = sorted(math.fsum(draw.choices(values, k=n)) / n for _ in range(resamples))
     cut = max(0, math.ceil(0.025 * resamples) - 1)
     return math.fsum(values) / n, means[cut], means[-1 - cut]
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Chance that a positive scores above a negative; ties count half.
+
+    Raises
+    ------
+    ValueError
+        One side is empty.
+    """
+    if not positive or not negative:
+        raise ValueError("an AUROC needs scores of both classes")
+    ranked = sorted([(s, 1) for s in positive] + [(s, 0) for s in negative])
+    total, i = 0.0, 0
+    while i < len(ranked):
+        j = i
+        while j < len(ranked) and ranked[j][0] == ranked[i][0]:
+            j += 1
+        total += sum(kind for _, kind in ranked[i:j]) * (i + j + 1) / 2
+        i = j
+    n, m = len(positive), len(negative)
+    return (total - n * (n + 1) / 2) / (n * m)
+
+
+def auroc_interval(value: float, n: int, m: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of an AUROC of ``n`` positives and ``m`` negatives.
+
+    Source
+    ------
+    Hanley and McNeil, Radiology 143 (1982).
+    """
+    q1, q2 = value / (2 - value), 2 * value * value / (1 + value)
+    spread = value * (1 - value) + (n - 1) * (q1 - value**2) + (m - 1) * (q2 - value**2)
+    half = z * math.sqrt(max(spread, 0.0) / (n * m))
+    return max(0.0, value - half), min(1.0, value + half)

@@ -19,7 +19,7 @@ from alignbeam.eval.run.records import Label
 _FOLDER: Final = Path(__file__).parent / "suites"
 
 #: Suites that ship with the package.
-SUITES: Final = ("quick", "standard", "full", "paper")
+SUITES: Final = ("quick", "standard", "full", "paper", "real")
 
 #: Scorers that need no model; any other kind is a judge's (``JudgeConfig.kind``).
 TEXT_SCORERS: Final = ("strict", "strings")

@@ -117,17 +117,30 @@ class GuardFormat:
             raise ConfigError(f"guard {self.name!r}: harm must be 0, 0.25, 0.5, 0.75 or 1")
 
 
-def _published() -> dict[str, GuardFormat]:
-    text = Path(__file__).with_name("guards.toml").read_text(encoding="utf-8")
-    guards = {}
-    for name, table in tomllib.loads(text).items():
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
-        }
-        values["blanks"] = tuple(Blank(b["lead"], tuple(b["words"])) for b in table["blanks"])
-        guards[name] = GuardFormat(name=name, **values)
-    return guards
+def read_guards(path: Path) -> dict[str, GuardFormat]:
+    """Read guard formats, a TOML table each; a table's keys are ``GuardFormat``'s attributes.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or describes no guard.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {name: _guard(name, table) for name, table in tables.items()}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} describes no guard as guards.toml does: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _guard(name: str, table: Mapping[str, Any]) -> GuardFormat:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    values["blanks"] = tuple(Blank(b["lead"], tuple(b["words"])) for b in table["blanks"])
+    return GuardFormat(name=name, **values)
 
 
 #: Guard formats by name, as ``JudgeConfig.kind`` takes them.
-GUARDS: Final[Mapping[str, GuardFormat]] = _published()
+GUARDS: Final = read_guards(Path(__file__).with_name("guards.toml"))

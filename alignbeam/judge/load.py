@@ -9,7 +9,7 @@ from typing import Any, Final
 from alignbeam.config import JudgeConfig
 from alignbeam.errors import ConfigError
 from alignbeam.judge.failclosed import FailClosed
-from alignbeam.judge.formats import GUARDS
+from alignbeam.judge.formats import GUARDS, GuardFormat, read_guards
 from alignbeam.judge.guard import GuardJudge
 from alignbeam.judge.model_judge import ModelJudge
 from alignbeam.judge.protocol import JudgeRole
@@ -18,6 +18,9 @@ from alignbeam.judge.rubric_judge import RubricJudge
 
 #: A checkpoint that was trained on a rubric of its own ships it under this name.
 RUBRIC_FILE: Final = "rubric.json"
+#: A model, or an adapter, that was trained on a guard format of its own ships it under this name.
+GUARD_FILE: Final = "guard.toml"
+OWN_GUARD: Final = "guard"
 
 
 def load_judge(config: JudgeConfig, role: JudgeRole) -> FailClosed:
@@ -26,8 +29,9 @@ def load_judge(config: JudgeConfig, role: JudgeRole) -> FailClosed:
     Parameters
     ----------
     config : JudgeConfig
-        What only a judge has is read, and ``model``: a ``rubric.json`` in that folder is the
-        rubric of a rubric judge, in place of ``DEFAULT_RUBRIC``.
+        What only a judge has is read, and where the model is: a ``rubric.json`` in its folder is
+        the rubric of a rubric judge, in place of ``DEFAULT_RUBRIC``; the ``guard.toml`` in its
+        folder, or in its adapter's, is the format of the kind ``"guard"``.
     role : JudgeRole
         The model; the judge's ``role`` attribute.
 
@@ -51,16 +55,32 @@ def load_judge(config: JudgeConfig, role: JudgeRole) -> FailClosed:
             **asked,
             key=None if config.nonce_key is None else bytes.fromhex(config.nonce_key),
         )
+    elif config.kind == OWN_GUARD:
+        judge = GuardJudge(role, _guard_of(config), **asked)
     elif config.kind in GUARDS:
         judge = GuardJudge(role, GUARDS[config.kind], **asked)
     else:
-        kinds = ["rubric", *GUARDS]
+        kinds = ["rubric", OWN_GUARD, *GUARDS]
         near = difflib.get_close_matches(config.kind, kinds, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
             f"judge.kind must be one of {', '.join(kinds)}, got {config.kind!r}{hint}"
         )
     return FailClosed(judge, config.timeout_s)
+
+
+def _guard_of(config: JudgeConfig) -> GuardFormat:
+    for folder in (config.adapter, config.model, config.tokenizer):
+        path = Path(folder or "").expanduser() / GUARD_FILE
+        if folder and path.is_file():
+            formats = list(read_guards(path).values())
+            if len(formats) != 1:
+                raise ConfigError(f"{path} must hold one table, the guard's; it has {len(formats)}")
+            return formats[0]
+    raise ConfigError(
+        f"judge.kind = {OWN_GUARD!r} takes the format from a {GUARD_FILE} beside the judge's model "
+        "or adapter, and there is none; name a published format, or put the file there"
+    )
 
 
 def _rubric_of(config: JudgeConfig) -> Rubric:

@@ -26,6 +26,8 @@ from alignbeam.errors import AlignBeamError
 CATALOGUE = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
 MODELS: dict[str, dict[str, Any]] = CATALOGUE["models"]
 PAIRS: dict[str, dict[str, str]] = CATALOGUE["pairs"]
+JUDGE: dict[str, str] = CATALOGUE["judge"]
+HERE = Path(__file__).resolve().parent
 _BLOCK = 1 << 22
 
 
@@ -116,11 +118,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def models_of_pair(name: str) -> list[str]:
+    """Return the models that a pair needs, its judge's base among them."""
+    return list(dict.fromkeys((PAIRS[name]["target"], PAIRS[name]["anchor"], JUDGE["model"])))
+
+
 def models_of(names: list[str]) -> list[str]:
     """Return the models of pairs and models, each once; of all pairs where none is named."""
     found: dict[str, None] = {}
     for name in names or PAIRS:
-        roles = PAIRS[name].values() if name in PAIRS else [name]
+        roles = models_of_pair(name) if name in PAIRS else [name]
         if not all(model in MODELS for model in roles):
             known = ", ".join([*PAIRS, *MODELS])
             raise SystemExit(f"there is no {name!r}; there are: {known}")
@@ -174,12 +181,18 @@ def ready(names: list[str], folder: Path) -> tuple[dict[str, Path], dict[str, st
 def write_settings(files: dict[str, Path], folder: Path) -> list[Path]:
     """Write a settings file for each pair whose models are there."""
     written = []
-    for pair, roles in PAIRS.items():
-        if all(model in files for model in roles.values()):
-            tables = [f"[{role}]\nmodel = '{files[model]}'\n" for role, model in roles.items()]
-            path = folder / f"{pair}.toml"
-            path.write_text("\n".join(tables), encoding="utf-8")
-            written.append(path)
+    for name, pair in PAIRS.items():
+        if not all(model in files for model in models_of_pair(name)):
+            continue
+        tables = [f"[{role}]\nmodel = '{files[pair[role]]}'\n" for role in ("target", "anchor")]
+        if "target_adapter" in pair:
+            tables[0] += f"adapter = '{HERE / pair['target_adapter']}'\n"
+        judge = {"model": files[JUDGE["model"]], "adapter": HERE / JUDGE["adapter"]}
+        judge["kind"] = JUDGE["kind"]
+        tables.append("[judge]\n" + "".join(f"{k} = '{v}'\n" for k, v in judge.items()))
+        path = folder / f"{name}.toml"
+        path.write_text("\n".join(tables), encoding="utf-8")
+        written.append(path)
     return written
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fetch import PAIRS, announce, default_folder, ready, write_settings
+from fetch import PAIRS, announce, default_folder, models_of, ready, write_settings
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -102,14 +102,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Show AlignBeam on real models.")
     parser.add_argument("pair", nargs="?", default=next(iter(PAIRS)), choices=PAIRS)
     parser.add_argument("--to", type=Path, help="folder of the models (default: the cache)")
-    parser.add_argument("--judge", help="a judge of your own (default: the embedded one)")
+    parser.add_argument("--judge", help="a judge of your own (default: the adapter of this folder)")
     parser.add_argument("--judge-kind", default="rubric", help="its kind (default: rubric)")
     parser.add_argument("--requests", type=int, default=8, help="of each kind, up to 24")
     parser.add_argument("--new-tokens", type=int, default=40, help="longest answer")
     parser.add_argument("--keep", type=Path, help="write the whole answers here, as JSON lines")
     options = parser.parse_args()
     console = Console(highlight=False, markup=False, emoji=False)
-    names = list(PAIRS[options.pair].values())
+    names = models_of([options.pair])
     folder = (options.to or default_folder()).absolute()
     announce(names, folder)
     files, reasons = ready(names, folder)
@@ -121,7 +121,7 @@ def main() -> int:
     loader_log.disable_progress_bar()
     judge: dict[str, Any] = {}
     if options.judge is not None:
-        judge = {"model": options.judge, "kind": options.judge_kind}
+        judge = {"model": options.judge, "kind": options.judge_kind, "adapter": None}
     beam = AlignBeam.from_settings(
         load_settings(folder / f"{options.pair}.toml", {"judge": judge}, environ={})
     )
@@ -140,9 +140,7 @@ def main() -> int:
     console.print(rates(answers))
     console.print(
         f"{len(found)} requests in {took:.0f} s. The candidates are as good as the pair; which of "
-        "them is shown is up to the judge. The embedded judge learnt on the embedded trio's "
-        "answers, so its verdicts on real text are a demonstration only: bring your own with "
-        "--judge."
+        "them is shown is up to the judge. What this one can and cannot do: docs/evidence.md."
     )
     if options.keep is not None:
         options.keep.parent.mkdir(parents=True, exist_ok=True)

@@ -22,12 +22,12 @@ from data import data_folder, held_out_requests, read_csv
 from judge_cases import INJECTIONS, OTHER_LANGUAGES
 from odd_candidates import odd_candidates
 from report import ROWS, tables, write_card
-from scoring import auroc, auroc_interval, final_number, refuses
+from scoring import final_number, refuses
 from tqdm import tqdm
 from word_problems import Problem, problem
 
 from alignbeam import AlignBeam, BeamConfig
-from alignbeam.eval.stats import wilson
+from alignbeam.eval.stats import auroc, auroc_interval, wilson
 from alignbeam.result import Candidate, Result
 
 REPO = Path(__file__).parents[2]

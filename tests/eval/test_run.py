@@ -8,12 +8,13 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from eval_models import START, bigram_models
 
 from alignbeam.errors import ConfigError
-from alignbeam.eval.methods import METHODS
+from alignbeam.eval.methods import METHODS, Models
 from alignbeam.eval.methods.alone import TargetAlone
 from alignbeam.eval.run.files import RunFiles
 from alignbeam.eval.run.run import generate, prepare, price, score
@@ -269,3 +270,29 @@ def test_repeatable_fixes_the_nonces_by_the_seed_unless_there_is_a_key():
     one, same, other = (repeatable(JudgeConfig(), seed).nonce_key for seed in (0, 0, 1))
     assert one == same != other
     assert repeatable(JudgeConfig(nonce_key="00"), 0).nonce_key == "00"
+
+
+def test_answers_are_shared_by_runs_that_differ_in_what_did_not_decide_them(
+    suite, models, tmp_path
+):
+    """Another judge: the target's answers have the keys they had, AlignBeam's have others."""
+    here = prepare(suite, models=models)
+    other = {**here.plan.base, "models": {**here.plan.base["models"], "judge": {"name": "another"}}}
+    there = dataclasses.replace(here.plan, base=other)
+    same = {
+        point.label: all(here.plan.key(point, a) == there.key(point, a) for a in there.asked)
+        for point in there.points
+    }
+    assert same == {"target": True, "safedecoding": True, "best-of-k": False, "alignbeam": False}
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.depends_on is not None])
+def test_method_asks_no_model_that_it_does_not_depend_on(name, models):
+    """What it does not name is taken away, and it answers all the same."""
+    method = METHODS[name].from_mapping({})
+    prompts = [[{"role": "user", "content": "3"}]]
+    whole = method.answer(models, prompts).answers
+    beam = models.beam
+    kept = {r: getattr(beam, r) if r in method.depends_on else None for r in ("target", "anchor")}
+    bare = SimpleNamespace(**kept, judge=None, bridge=beam.bridge, config=beam.config)
+    assert method.answer(Models(bare), prompts).answers == whole

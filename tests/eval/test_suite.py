@@ -31,7 +31,7 @@ def test_shipped_suite_is_sound(name):
         one = suite if pair is None else suite.for_pair(pair)
         for choice in one.methods:
             build_method(choice.method, choice.settings)
-    assert {"strict", "strings", "judge"} <= {s.kind for s in suite.scorers}
+    assert {"strict", "strings"} <= {s.kind for s in suite.scorers}
 
 
 @pytest.mark.parametrize("name", ["standard", "full", "paper"])

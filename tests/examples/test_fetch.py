@@ -87,9 +87,12 @@ def test_other_content_than_pinned_is_refused(
 
 def test_catalogue_names_models_that_it_has_with_pins() -> None:
     assert next(iter(fetch.PAIRS)) == "smollm2"
-    for roles in fetch.PAIRS.values():
-        assert set(roles) == {"target", "anchor"}
-        assert set(roles.values()) <= set(fetch.MODELS)
+    for name, pair in fetch.PAIRS.items():
+        assert {"target", "anchor"} <= set(pair) <= {"target", "anchor", "target_adapter"}
+        assert set(fetch.models_of_pair(name)) <= set(fetch.MODELS)
+        for adapter in (pair.get("target_adapter"), fetch.JUDGE["adapter"]):
+            if adapter is not None:
+                assert (fetch.HERE / adapter / "adapter_config.json").is_file()
     for model in fetch.MODELS.values():
         assert len(model["sha256"]) == 64
         assert all("==" in package for package in model["packages"])

@@ -148,6 +148,7 @@ class SafeDecoding(ScoredMethod):
     name: ClassVar[str] = "safedecoding"
     citation: ClassVar[str] = "Xu et al. 2024, ACL (arXiv 2402.08983)"
     description: ClassVar[str] = "target and anchor blended over their common best tokens"
+    depends_on: ClassVar[tuple[str, ...] | None] = ("target", "anchor", "bridge")
     alpha: Annotated[float, Range(0)] = 3.0
     steps: Whole = 2
     common: Count = 5
@@ -222,6 +223,7 @@ class ContrastiveDecoding(ScoredMethod):
     name: ClassVar[str] = "contrastive"
     citation: ClassVar[str] = "Li et al. 2023, ACL (arXiv 2210.15097)"
     description: ClassVar[str] = "what the anchor prefers over the target, if plausible"
+    depends_on: ClassVar[tuple[str, ...] | None] = ("target", "anchor", "bridge")
     plausibility: Share = 0.1
 
     def __post_init__(self) -> None:

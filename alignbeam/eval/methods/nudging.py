@@ -64,6 +64,7 @@ class Nudging(Method):
     name: ClassVar[str] = "nudging"
     citation: ClassVar[str] = "Fei et al. 2025, ACL (arXiv 2410.09300)"
     description: ClassVar[str] = "the anchor writes the next word where the target is unsure"
+    depends_on: ClassVar[tuple[str, ...] | None] = ("target", "anchor", "bridge")
     gate: Share = 0.4
     word_tokens: Count = 16
 

@@ -100,11 +100,15 @@ class Method(CheckedSettings, ABC):
         The paper it comes from, or ``""``.
     description : str
         A line for the report.
+    depends_on : tuple of str or None
+        Which of the run's models decide its answers, by their names in the manifest; None: all.
+        Runs that share these share the answers.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str] = ""
     description: ClassVar[str]
+    depends_on: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def settings(self) -> dict[str, Any]:

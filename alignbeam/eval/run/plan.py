@@ -80,8 +80,11 @@ class Plan:
 
     def key(self, point: Point, asked: Asked) -> str:
         """SHA-256 (hex) of everything that decides one answer."""
+        deciding = point.method.depends_on
+        models = self.base["models"]
         material = {
             **self.base,
+            "models": models if deciding is None else {name: models[name] for name in deciding},
             "label": point.label,
             "method": point.method.name,
             "settings": point.method.settings,
