@@ -84,7 +84,7 @@ class Plan:
         models = self.base["models"]
         material = {
             **self.base,
-            "models": models if deciding is None else {name: models[name] for name in deciding},
+            "models": models if deciding is None else {name: models.get(name) for name in deciding},
             "label": point.label,
             "method": point.method.name,
             "settings": point.method.settings,
