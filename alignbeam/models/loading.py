@@ -136,7 +136,7 @@ def load_weights(name: str, config: RoleConfig) -> Any:
             f"cannot load the {name} from {config.model}: {_reason(error)}"
         ) from error
     if config.adapter is not None:
-        model = _with_adapter(model, config.adapter, name)
+        model = _with_adapter(model, config.adapter, name, dtype)
     if "device_map" in keywords:
         return model
     try:
@@ -173,7 +173,7 @@ def _peft_for(adapter: str) -> Any:
     return peft
 
 
-def _with_adapter(model: Any, adapter: str, name: str) -> Any:
+def _with_adapter(model: Any, adapter: str, name: str, dtype: Any) -> Any:
     peft = _peft_for(adapter)
     _check_adapter(adapter)
     try:
@@ -181,7 +181,13 @@ def _with_adapter(model: Any, adapter: str, name: str) -> Any:
         if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
             # What the new rows hold is read from the adapter next.
             model.resize_token_embeddings(rows, mean_resizing=False)
-        return peft.PeftModel.from_pretrained(model, adapter).get_base_model()
+        adapted = peft.PeftModel.from_pretrained(model, adapter)
+        if adapted.active_peft_config.is_prompt_learning:
+            raise ModelLoadError("it is a learnt prompt, which is none of the model's weights")
+        # Beside the weights it costs more than it holds: small products, casts, kernels. Into
+        # narrow weights a small change would be rounded away.
+        merges = dtype == torch.float32 and hasattr(adapted, "merge_and_unload")
+        return adapted.merge_and_unload() if merges else adapted.get_base_model()
     except Exception as error:  # every library on the way has exceptions of its own
         raise ModelLoadError(
             f"cannot put adapter {adapter} on the {name}: {_reason(error)}"

@@ -9,6 +9,7 @@ by column) never get gaps: their rows are prefilled again instead.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,16 @@ class Rows:
         self._mask = self._mask.index_select(0, index)
         self.logits = self.logits.index_select(0, index.to(self.logits.device))
         self.ids = [list(self.ids[i]) for i in indices]
+
+    def fork(self, indices: Sequence[int]) -> Rows:
+        """Return rows of their own that go on where rows ``indices`` of these are."""
+        forked = copy.copy(self)
+        if self._cache is not None:  # its layers replace their tensors, and change none in place
+            forked._cache = copy.copy(self._cache)
+            forked._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        forked.ids = [list(ids) for ids in self.ids]
+        forked.select(indices)
+        return forked
 
     def join(self, other: Rows) -> None:
         """Put another batch of this model's rows below these; ``other`` is used up.

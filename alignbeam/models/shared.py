@@ -15,6 +15,7 @@ import torch
 
 if TYPE_CHECKING:
     from alignbeam.models.role import Role
+    from alignbeam.models.rows import Rows
 
 #: A shared beginning of fewer tokens is not worth a forward of its own.
 LEAST_SHARED: Final = 32
@@ -42,22 +43,40 @@ def shared_logits(role: Role, sequences: Sequence[Sequence[int]]) -> torch.Tenso
     """
     first = {tuple(ids): i for i, ids in reversed(list(enumerate(sequences)))}
     order = [first[ids] for ids in sorted(first)]
-    level = _tree(sequences, order, 0)
-    if len(level) == len(order) == len(sequences):
+    roots = _tree(sequences, order, 0)
+    if len(roots) == len(order) == len(sequences):
         return None
-    rows = role.rows([sequences[node.sequence][: node.end] for node in level])
     found: dict[int, torch.Tensor] = {}
-    while True:
+    fed: list[tuple[Rows, list[_Node]]] = []
+    for alike in _alike([(0, node) for node in roots]):
+        level = [node for _, node in alike]
+        fed.append((role.rows([sequences[node.sequence][: node.end] for node in level]), level))
+    while fed:
+        rows, level = fed.pop()
         for n, node in enumerate(level):
             if not node.children:
                 found[node.sequence] = rows.logits[n]
-        parents = [n for n, node in enumerate(level) for _ in node.children]
-        if not parents:
-            break
-        level = [child for node in level for child in node.children]
-        rows.select(parents)
-        rows.extend([sequences[node.sequence][node.begin : node.end] for node in level])
+        groups = _alike([(n, child) for n, node in enumerate(level) for child in node.children])
+        for alike in groups:
+            parents = [n for n, _ in alike]
+            grown = rows.fork(parents)
+            level = [node for _, node in alike]
+            grown.extend([sequences[node.sequence][node.begin : node.end] for node in level])
+            fed.append((grown, level))
     return torch.stack([found[first[tuple(ids)]] for ids in sequences])
+
+
+def _alike(nodes: Sequence[tuple[int, _Node]]) -> list[list[tuple[int, _Node]]]:
+    """Part nodes by length, so that a long one does not make padding of all the others."""
+    groups: list[list[tuple[int, _Node]]] = []
+    shortest = 0
+    for parent, node in sorted(nodes, key=lambda pair: pair[1].end - pair[1].begin):
+        length = node.end - node.begin
+        if not groups or length > 2 * shortest + LEAST_SHARED:
+            groups.append([])
+            shortest = length
+        groups[-1].append((parent, node))
+    return groups
 
 
 def _tree(sequences: Sequence[Sequence[int]], order: Sequence[int], begin: int) -> list[_Node]:

@@ -291,8 +291,25 @@ def test_adapter_changes_the_logits_as_merging_it_does(tmp_path: Path) -> None:
     config = RoleConfig(model=str(base), adapter=str(tmp_path / "adapter"), device="cpu")
     loaded = Role.from_config("target", config)
     torch.testing.assert_close(loaded.rows([ids]).logits[0], want, rtol=0, atol=1e-4)
+    merged = {type(module).__module__.partition(".")[0] for module in loaded.model.modules()}
+    assert "peft" not in merged
+    narrow = Role.from_config("target", config.replace(dtype="bfloat16"))
+    assert any(type(module).__module__.startswith("peft") for module in narrow.model.modules())
+    torch.testing.assert_close(narrow.rows([ids]).logits[0].float(), want, rtol=0, atol=0.3)
     bare = Role.from_config("target", RoleConfig(model=str(base), device="cpu"))
     assert (bare.rows([ids]).logits[0] - want).abs().max() > 1e-2
+
+
+def test_learnt_prompt_is_refused(tmp_path: Path) -> None:
+    """It is no part of the weights: loaded like the others it would be left out silently."""
+    peft = pytest.importorskip("peft", reason="the peft package is not installed")
+    role = random_role("target", "llama", seed=8)
+    base = saved(role, tmp_path / "base")
+    settings = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    peft.get_peft_model(role.model, settings).save_pretrained(tmp_path / "adapter")
+    config = RoleConfig(model=str(base), adapter=str(tmp_path / "adapter"), device="cpu")
+    with pytest.raises(ModelLoadError, match="learnt prompt"):
+        Role.from_config("target", config)
 
 
 def test_adapter_without_the_peft_package_names_the_cure(

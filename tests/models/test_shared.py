@@ -58,6 +58,16 @@ def test_a_shared_beginning_is_fed_once(monkeypatch):
     assert counted.fed == len(head) + 30
 
 
+def test_a_long_row_makes_no_padding_of_the_short_ones(monkeypatch):
+    head, tail = list(range(3, 3 + 4 * LEAST_SHARED)), list(range(300, 300 + 4 * LEAST_SHARED))
+    sequences = [*([*head, 200 + n, 7, 8] for n in range(10)), [*head, *tail]]
+    assert ROLE.gaps_are_exact
+    counted = Counted(ROLE, monkeypatch)
+    got = ROLE.next_token_logits(sequences)
+    assert counted.fed == len(head) + 30 + len(tail)
+    torch.testing.assert_close(got, _alone(sequences), atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["rubric", "yes-no"])
 def test_judge_feeds_rubric_and_request_once_for_all_candidates(name, monkeypatch):
     judge = (
