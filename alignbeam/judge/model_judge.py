@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
-from alignbeam.errors import AlignBeamError, ConfigError
+from alignbeam.errors import AlignBeamError, ConfigError, PromptError
 from alignbeam.judge.protocol import Conversation, JudgeRole, check_lengths
 from alignbeam.judge.readable import foreign_scripts, unreadable
 from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow, read_labels
 from alignbeam.judge.scripts import reads
 from alignbeam.judge.verdicts import WORST, error_verdict, worst
 from alignbeam.judge.views import VIEWS, Reach, shown
-from alignbeam.judge.windows import LEAST_CHARACTERS, windows
+from alignbeam.judge.windows import LEAST_CHARACTERS, most_windows, windows
 from alignbeam.result import Verdict
 
 #: The least candidate that there must be room for.
 _LEAST: Final = ("words " * LEAST_CHARACTERS)[:LEAST_CHARACTERS]
 Unreadable = Literal["reject", "score"]
+
+#: Most rows that a verdict on one candidate reads: views x windows x questions. Far above what an
+#: answer needs; beyond it something is trying to exhaust the judge.
+MAX_READINGS: Final = 512
 
 #: Longest part that the views show of a request or a reply, for a judge that names no length of
 #: its own.
@@ -131,15 +136,39 @@ class ModelJudge(ABC):
             for plan in plans
         ]
 
-    def check_room(self, conversation: Conversation) -> None:
-        """Refuse a conversation beside which the window holds no candidate; asks no model.
+    def readings(self, conversation: Conversation, candidate: str | int) -> int:
+        """Count the rows that a verdict reads: views x windows x questions; asks no model.
+
+        Views and questions are counted as they are, windows at their most.
+
+        Parameters
+        ----------
+        candidate : str or int
+            The text; or, before there is one, how many tokens it may come to.
 
         Raises
         ------
         PromptError
-            See ``windows``.
+            The window holds no candidate beside the conversation, or ``MAX_READINGS`` are not
+            enough: there would be no verdict but an error.
         """
         self._pieces(conversation, _LEAST)
+        rows = self._rows(conversation, _LEAST)
+        least = len(self.role.encode_plain(_LEAST))
+        room = self.role.window - max(len(row.ids) for row in rows) + least
+        if self.candidate_tokens is not None:
+            room = min(room, self.candidate_tokens)
+        if isinstance(candidate, int):
+            candidate = _LEAST * math.ceil(candidate / least)
+
+        @functools.cache
+        def pieces(text: str) -> int:
+            if len(text.encode("utf-8", "surrogatepass")) <= room:  # no token is below a byte
+                return 1
+            return most_windows(len(text), len(self.role.encode_plain(text)), room)
+
+        views = shown(self.views, conversation, candidate, self._reach)
+        return _checked(len(rows) * sum(pieces(text) for _, text in views))
 
     def _unread(self, candidate: str) -> Verdict | None:
         """Return the verdict of a candidate that this judge cannot read; None where it can.
@@ -167,11 +196,11 @@ class ModelJudge(ABC):
 
     def _questions_about(self, conversation: Conversation, candidate: str) -> list[list[LabelRow]]:
         """Return the rows of each piece of each view."""
-        return [
-            self._rows(turns, piece)
-            for turns, text in shown(self.views, conversation, candidate, self._reach)
-            for piece in self._pieces(turns, text)
-        ]
+        found: list[list[LabelRow]] = []
+        for turns, text in shown(self.views, conversation, candidate, self._reach):
+            found += [self._rows(turns, piece) for piece in self._pieces(turns, text)]
+            _checked(sum(map(len, found)))
+        return found
 
     def _shorter_than(self, tokens: int) -> Callable[[str], bool]:
         def short(text: str) -> bool:
@@ -204,6 +233,17 @@ class ModelJudge(ABC):
     @abstractmethod
     def _verdict(self, read: Sequence[tuple[float, ...]]) -> Verdict:
         """Turn the label probabilities of ``_rows``'s questions into one verdict."""
+
+
+def _checked(readings: int) -> int:
+    if readings > MAX_READINGS:
+        raise PromptError(
+            f"the judge would have to read the answer {readings:,} times or more to see all of it, "
+            f"and reads it {MAX_READINGS} times at most; shorten the conversation, or lower "
+            "max_new_tokens",
+            "prompt_too_long",
+        )
+    return readings
 
 
 def _spans(pieces: Sequence[Sequence[object]]) -> Iterator[tuple[int, int]]:
