@@ -12,20 +12,11 @@ from alignbeam.config.beam import MAX_BEAMS, BeamConfig, BeamCount, Count, Share
 from alignbeam.config.checked import CheckedSettings, Range
 from alignbeam.config.gate import GateConfig
 from alignbeam.errors import ConfigError
+from alignbeam.result import ViewName
 
 #: How the address of an engine begins.
 _ADDRESS = ("http://", "https://")
 
-#: What a judge may be shown of a conversation and a candidate.
-ViewName = Literal[
-    "conversation",
-    "last-turn",
-    "reply",
-    "request-parts",
-    "reply-parts",
-    "turns",
-    "plain-letters",
-]
 Seconds = Annotated[float, Range(0.01, 86_400)]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 from alignbeam.errors import AlignBeamError, ConfigError, PromptError
@@ -115,8 +116,8 @@ class ModelJudge(ABC):
         self, conversations: Sequence[Conversation], candidates: Sequence[str], *, read_all: bool
     ) -> list[Verdict]:
         rows: list[LabelRow] = []
-        # Per candidate: the rows of each of its pieces, or the verdict without asking.
-        plans: list[list[slice] | Verdict] = []
+        # Per candidate: each of its pieces, by view and rows; or the verdict without asking.
+        plans: list[list[tuple[str, slice]] | Verdict] = []
         for conversation, candidate in zip(conversations, candidates, strict=True):
             try:
                 plan = None if read_all else self._unread(candidate)
@@ -126,13 +127,16 @@ class ModelJudge(ABC):
             if plan is not None:
                 plans.append(plan)
                 continue
-            plans.append([slice(len(rows) + n, len(rows) + m) for n, m in _spans(pieces)])
-            rows.extend(row for piece in pieces for row in piece)
+            places = []
+            for view, piece in pieces:
+                places.append((view, slice(len(rows), len(rows) + len(piece))))
+                rows += piece
+            plans.append(places)
         read = read_labels(self.role, rows, self.max_batch_tokens)
         return [
             plan
             if isinstance(plan, Verdict)
-            else worst(self._verdict(read[piece]) for piece in plan)
+            else worst(replace(self._verdict(read[piece]), view=view) for view, piece in plan)
             for plan in plans
         ]
 
@@ -168,7 +172,7 @@ class ModelJudge(ABC):
             return most_windows(len(text), len(self.role.encode_plain(text)), room)
 
         views = shown(self.views, conversation, candidate, self._reach)
-        return _checked(len(rows) * sum(pieces(text) for _, text in views))
+        return _checked(len(rows) * sum(pieces(text) for *_, text in views))
 
     def _unread(self, candidate: str) -> Verdict | None:
         """Return the verdict of a candidate that this judge cannot read; None where it can.
@@ -194,12 +198,14 @@ class ModelJudge(ABC):
             self._scripts[script] = reads(ask, script)
         return self._scripts[script]
 
-    def _questions_about(self, conversation: Conversation, candidate: str) -> list[list[LabelRow]]:
-        """Return the rows of each piece of each view."""
-        found: list[list[LabelRow]] = []
-        for turns, text in shown(self.views, conversation, candidate, self._reach):
-            found += [self._rows(turns, piece) for piece in self._pieces(turns, text)]
-            _checked(sum(map(len, found)))
+    def _questions_about(
+        self, conversation: Conversation, candidate: str
+    ) -> list[tuple[str, list[LabelRow]]]:
+        """Return the rows of each piece of each view, after the view's name."""
+        found: list[tuple[str, list[LabelRow]]] = []
+        for view, turns, text in shown(self.views, conversation, candidate, self._reach):
+            found += [(view, self._rows(turns, piece)) for piece in self._pieces(turns, text)]
+            _checked(sum(len(rows) for _, rows in found))
         return found
 
     def _shorter_than(self, tokens: int) -> Callable[[str], bool]:
@@ -244,11 +250,3 @@ def _checked(readings: int) -> int:
             "prompt_too_long",
         )
     return readings
-
-
-def _spans(pieces: Sequence[Sequence[object]]) -> Iterator[tuple[int, int]]:
-    """Yield where each piece begins and ends when all are laid end to end."""
-    end = 0
-    for piece in pieces:
-        end, begin = end + len(piece), end
-        yield begin, end
