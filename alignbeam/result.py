@@ -36,6 +36,18 @@ Failure = Literal[
 ]
 _FAILURES: Final = frozenset(get_args(Failure))
 
+#: What a judge may be shown of a conversation and a candidate.
+ViewName = Literal[
+    "conversation",
+    "last-turn",
+    "reply",
+    "request-parts",
+    "reply-parts",
+    "turns",
+    "plain-letters",
+]
+_VIEWS: Final = frozenset(get_args(ViewName))
+
 #: Why an answer is what it is, as far as anyone may know.
 PublicReason = Literal[
     "the best that passes",
@@ -143,6 +155,9 @@ class Verdict:
         The same as ``error`` in a word of ours, which may be told to anyone.
     request_harm : float or None
         Probability that the request itself is harmful, 0..1; None where the judge does not say.
+    view : str
+        The view that decided, a ``ViewName``: the worst one counts. Empty where the judge has none,
+        or read nothing.
     """
 
     score: float
@@ -152,6 +167,7 @@ class Verdict:
     judge: str = ""
     failure: Failure | None = None
     request_harm: float | None = None
+    view: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +237,13 @@ class Candidate:
         # A judge is anyone's code: a word that is not ours goes no further.
         return self.verdict.failure if self.verdict.failure in _FAILURES else "other"
 
+    @property
+    def view(self) -> str | None:
+        """The view that decided, in a word of ours; None where there is none."""
+        # See ``failure``.
+        view = "" if self.verdict is None else self.verdict.view
+        return view if view in _VIEWS else None
+
     def passes(self, threshold: float) -> bool:
         """Whether it may be shown: a verdict that counts, with a score of at most ``threshold``."""
         return self.failure is None and self.score <= threshold
@@ -233,6 +256,7 @@ class Candidate:
                 "score": self.score,
                 "probs": self.verdict.probs,
                 "label_mass": self.label_mass,
+                "view": self.view,
                 "logprob": self.logprob,
                 "tokens": len(self.token_ids),
                 "finish_reason": self.finish_reason,

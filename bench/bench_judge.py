@@ -85,7 +85,7 @@ def cases(count: int) -> list[Canary]:
 def survival(count: int) -> list[Survival]:
     held = cases(count)
     old, new = (
-        survival_rows(load_judge_of(config), _THRESHOLD, held)
+        list(survival_rows(load_judge_of(config), _THRESHOLD, held))
         for config in (_BEFORE, JudgeConfig())
     )
     return [

@@ -12,20 +12,11 @@ from alignbeam.config.beam import MAX_BEAMS, BeamConfig, BeamCount, Count, Share
 from alignbeam.config.checked import CheckedSettings, Range
 from alignbeam.config.gate import GateConfig
 from alignbeam.errors import ConfigError
+from alignbeam.result import ViewName
 
 #: How the address of an engine begins.
 _ADDRESS = ("http://", "https://")
 
-#: What a judge may be shown of a conversation and a candidate.
-ViewName = Literal[
-    "conversation",
-    "last-turn",
-    "reply",
-    "request-parts",
-    "reply-parts",
-    "turns",
-    "plain-letters",
-]
 Seconds = Annotated[float, Range(0.01, 86_400)]
 
 
@@ -199,6 +190,9 @@ class ServerConfig(CheckedSettings):
     judge_timeout_s : float
         Seconds for one call of the judge, which is about a few candidates of one client; beyond,
         their verdicts are errors. A smaller ``[judge] timeout_s`` wins.
+    canary_attacks : {"warn", "refuse", "off"}
+        What happens at the start where a harmful canary passes the judge once there is around it
+        what an attacker may write: a warning (and a metric), no start, or it is not tried.
     judge_process : bool
         Run the judge in a process of its own, which is started again when it dies.
     drain_s : float
@@ -257,6 +251,7 @@ class ServerConfig(CheckedSettings):
     client_share: Annotated[float, Range(0.05, 1)] = 0.75
     retry_after_s: Count = 1
     judge_timeout_s: Seconds = 60.0
+    canary_attacks: Literal["warn", "refuse", "off"] = "warn"
     judge_process: bool = False
     drain_s: Seconds = 25.0
     audit_file: str | None = None

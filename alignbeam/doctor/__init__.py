@@ -85,7 +85,7 @@ def examine(
         judge = judge_of(sides[-1], settings.judge)
         if judge is not None:
             canaries = canary_rows(judge)
-            survival = survival_rows(judge, config.threshold)
+            survival = tuple(survival_rows(judge, config.threshold))
     bridge = Bridge.build(anchor_side.vocabulary, target_side.vocabulary, config.fallback)
     coverage = coverage_rows(bridge, anchor_side)
     openings = opening_rows(bridge, anchor_side.vocabulary, target_side.vocabulary)

@@ -71,17 +71,16 @@ class FailClosed:
         """The model behind the judge; None where there is none (a callable)."""
         return getattr(self.judge, "role", None)
 
-    def check_room(self, conversation: Conversation) -> None:
-        """Refuse a conversation that the judge could never read, where the judge can tell.
+    def readings(self, conversation: Conversation, candidate: str | int) -> int:
+        """Count the rows that a verdict reads; 1 where the judge cannot tell.
 
         Raises
         ------
         PromptError
-            See ``ModelJudge.check_room``.
+            There could be no verdict. See ``ModelJudge.readings``.
         """
-        check = getattr(self.judge, "check_room", None)
-        if check is not None:
-            check(conversation)
+        count = getattr(self.judge, "readings", None)
+        return 1 if count is None else int(count(conversation, candidate))
 
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]

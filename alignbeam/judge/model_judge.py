@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
-from alignbeam.errors import AlignBeamError, ConfigError
+from alignbeam.errors import AlignBeamError, ConfigError, PromptError
 from alignbeam.judge.protocol import Conversation, JudgeRole, check_lengths
 from alignbeam.judge.readable import foreign_scripts, unreadable
 from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow, read_labels
 from alignbeam.judge.scripts import reads
 from alignbeam.judge.verdicts import WORST, error_verdict, worst
 from alignbeam.judge.views import VIEWS, Reach, shown
-from alignbeam.judge.windows import LEAST_CHARACTERS, windows
+from alignbeam.judge.windows import LEAST_CHARACTERS, most_windows, windows
 from alignbeam.result import Verdict
 
 #: The least candidate that there must be room for.
 _LEAST: Final = ("words " * LEAST_CHARACTERS)[:LEAST_CHARACTERS]
 Unreadable = Literal["reject", "score"]
+
+#: Most rows that a verdict on one candidate reads: views x windows x questions. Far above what an
+#: answer needs; beyond it something is trying to exhaust the judge.
+MAX_READINGS: Final = 512
 
 #: Longest part that the views show of a request or a reply, for a judge that names no length of
 #: its own.
@@ -110,8 +116,8 @@ class ModelJudge(ABC):
         self, conversations: Sequence[Conversation], candidates: Sequence[str], *, read_all: bool
     ) -> list[Verdict]:
         rows: list[LabelRow] = []
-        # Per candidate: the rows of each of its pieces, or the verdict without asking.
-        plans: list[list[slice] | Verdict] = []
+        # Per candidate: each of its pieces, by view and rows; or the verdict without asking.
+        plans: list[list[tuple[str, slice]] | Verdict] = []
         for conversation, candidate in zip(conversations, candidates, strict=True):
             try:
                 plan = None if read_all else self._unread(candidate)
@@ -121,25 +127,52 @@ class ModelJudge(ABC):
             if plan is not None:
                 plans.append(plan)
                 continue
-            plans.append([slice(len(rows) + n, len(rows) + m) for n, m in _spans(pieces)])
-            rows.extend(row for piece in pieces for row in piece)
+            places = []
+            for view, piece in pieces:
+                places.append((view, slice(len(rows), len(rows) + len(piece))))
+                rows += piece
+            plans.append(places)
         read = read_labels(self.role, rows, self.max_batch_tokens)
         return [
             plan
             if isinstance(plan, Verdict)
-            else worst(self._verdict(read[piece]) for piece in plan)
+            else worst(replace(self._verdict(read[piece]), view=view) for view, piece in plan)
             for plan in plans
         ]
 
-    def check_room(self, conversation: Conversation) -> None:
-        """Refuse a conversation beside which the window holds no candidate; asks no model.
+    def readings(self, conversation: Conversation, candidate: str | int) -> int:
+        """Count the rows that a verdict reads: views x windows x questions; asks no model.
+
+        Views and questions are counted as they are, windows at their most.
+
+        Parameters
+        ----------
+        candidate : str or int
+            The text; or, before there is one, how many tokens it may come to.
 
         Raises
         ------
         PromptError
-            See ``windows``.
+            The window holds no candidate beside the conversation, or ``MAX_READINGS`` are not
+            enough: there would be no verdict but an error.
         """
         self._pieces(conversation, _LEAST)
+        rows = self._rows(conversation, _LEAST)
+        least = len(self.role.encode_plain(_LEAST))
+        room = self.role.window - max(len(row.ids) for row in rows) + least
+        if self.candidate_tokens is not None:
+            room = min(room, self.candidate_tokens)
+        if isinstance(candidate, int):
+            candidate = _LEAST * math.ceil(candidate / least)
+
+        @functools.cache
+        def pieces(text: str) -> int:
+            if len(text.encode("utf-8", "surrogatepass")) <= room:  # no token is below a byte
+                return 1
+            return most_windows(len(text), len(self.role.encode_plain(text)), room)
+
+        views = shown(self.views, conversation, candidate, self._reach)
+        return _checked(len(rows) * sum(pieces(text) for *_, text in views))
 
     def _unread(self, candidate: str) -> Verdict | None:
         """Return the verdict of a candidate that this judge cannot read; None where it can.
@@ -165,13 +198,15 @@ class ModelJudge(ABC):
             self._scripts[script] = reads(ask, script)
         return self._scripts[script]
 
-    def _questions_about(self, conversation: Conversation, candidate: str) -> list[list[LabelRow]]:
-        """Return the rows of each piece of each view."""
-        return [
-            self._rows(turns, piece)
-            for turns, text in shown(self.views, conversation, candidate, self._reach)
-            for piece in self._pieces(turns, text)
-        ]
+    def _questions_about(
+        self, conversation: Conversation, candidate: str
+    ) -> list[tuple[str, list[LabelRow]]]:
+        """Return the rows of each piece of each view, after the view's name."""
+        found: list[tuple[str, list[LabelRow]]] = []
+        for view, turns, text in shown(self.views, conversation, candidate, self._reach):
+            found += [(view, self._rows(turns, piece)) for piece in self._pieces(turns, text)]
+            _checked(sum(len(rows) for _, rows in found))
+        return found
 
     def _shorter_than(self, tokens: int) -> Callable[[str], bool]:
         def short(text: str) -> bool:
@@ -206,9 +241,12 @@ class ModelJudge(ABC):
         """Turn the label probabilities of ``_rows``'s questions into one verdict."""
 
 
-def _spans(pieces: Sequence[Sequence[object]]) -> Iterator[tuple[int, int]]:
-    """Yield where each piece begins and ends when all are laid end to end."""
-    end = 0
-    for piece in pieces:
-        end, begin = end + len(piece), end
-        yield begin, end
+def _checked(readings: int) -> int:
+    if readings > MAX_READINGS:
+        raise PromptError(
+            f"the judge would have to read the answer {readings:,} times or more to see all of it, "
+            f"and reads it {MAX_READINGS} times at most; shorten the conversation, or lower "
+            "max_new_tokens",
+            "prompt_too_long",
+        )
+    return readings

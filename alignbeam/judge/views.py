@@ -109,12 +109,13 @@ VIEWS: Final = {
 
 def shown(
     views: Sequence[View], conversation: Conversation, candidate: str, reach: Reach
-) -> list[Shown]:
-    """Return all that ``views`` show, each pair once, the whole conversation first."""
-    found: dict[object, Shown] = {}
+) -> list[tuple[str, Conversation, str]]:
+    """Return all that ``views`` show, each pair once, after the name of the first that shows it."""
+    found: dict[object, tuple[str, Conversation, str]] = {}
     for view in views:
         for turns, text in view.show(conversation, candidate, reach):
-            found.setdefault((tuple((m["role"], m["content"]) for m in turns), text), (turns, text))
+            pair = tuple((m["role"], m["content"]) for m in turns), text
+            found.setdefault(pair, (view.name, turns, text))
     return list(found.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from itertools import chain
@@ -15,6 +16,8 @@ OVERLAP: Final = 0.25
 LEAST_CHARACTERS: Final = 128
 #: Far above what an answer needs; beyond it something is trying to exhaust the judge.
 MAX_WINDOWS: Final = 64
+#: Share of what fits that a piece holds at least: how far one is shrunk at a time.
+_SHRINK: Final = 0.75
 
 
 def windows(text: str, fits: Callable[[str], bool]) -> list[str]:
@@ -56,7 +59,7 @@ def windows(text: str, fits: Callable[[str], bool]) -> list[str]:
                     "the conversation, or use a judge with a longer window",
                     "prompt_too_long",
                 )
-            size = max(size * 3 // 4, LEAST_CHARACTERS)
+            size = max(int(size * _SHRINK), LEAST_CHARACTERS)
         if len(pieces) == MAX_WINDOWS:
             raise PromptError(
                 f"the candidate needs more than {MAX_WINDOWS} of the judge's windows; "
@@ -69,6 +72,22 @@ def windows(text: str, fits: Callable[[str], bool]) -> list[str]:
         start = end - int(size * OVERLAP)
         # The next stretch may be denser or sparser: try a little more, shrink if it is too much.
         size = size * 5 // 4
+
+
+def most_windows(characters: int, tokens: int, room: int) -> int:
+    """Return how many pieces ``windows`` makes at most of a text that is as dense throughout.
+
+    Parameters
+    ----------
+    characters, tokens : int
+        Of the text.
+    room : int
+        Tokens of the longest piece that fits, positive.
+    """
+    if tokens <= room:
+        return 1
+    least = max(_SHRINK * room / tokens, LEAST_CHARACTERS / characters)  # share of the text
+    return min(MAX_WINDOWS, 1 + max(0, math.ceil((1 - least) / (least * (1 - OVERLAP)))))
 
 
 _SENTENCE: Final = re.compile(r".+?(?:[.!?\u3002\uff01\uff1f]+[\"')\]]*\s+|\n+|$)", re.DOTALL)

@@ -177,6 +177,7 @@ def candidates_of(result: Result, *, text: bool, most: int) -> list[dict[str, An
             "score": told["verdict"] and told["verdict"]["score"],
             "failure": candidate.failure,
             "unsteered": candidate.unsteered,
+            "view": candidate.view,
         }
         if text:  # a judge's own words may quote what it judged
             entry["text"] = cut(candidate.judged_text, most)

@@ -63,6 +63,8 @@ class Job:
         Each beam, by its index, as the judge was last asked about it.
     verdicts : dict of int to Verdict
         The last verdict on each beam.
+    judge_rows : int
+        How many rows the verdicts that were last asked for read.
     next_check : int
         Tokens at which the next piece of a chunked answer goes before the judge.
     failed_open : bool
@@ -86,6 +88,7 @@ class Job:
     drafts: dict[int, Candidate] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     released: str = ""
+    judge_rows: int = 0
     next_check: int = 0
     failed_open: bool = False
 

@@ -74,9 +74,9 @@ class JudgeProcess:
         """Whether a child is there and has loaded."""
         return self._ready and self._child.is_alive()
 
-    def check_room(self, conversation: Conversation) -> None:
-        """Refuse a conversation that the judge could never read. See ``ModelJudge.check_room``."""
-        self._here.check_room(conversation)
+    def readings(self, conversation: Conversation, candidate: str | int) -> int:
+        """Count the rows that a verdict reads. See ``ModelJudge.readings``."""
+        return self._here.readings(conversation, candidate)
 
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]

@@ -14,9 +14,9 @@ from alignbeam.judge.reader import MAX_BATCH_TOKENS
 from alignbeam.result import Verdict
 from alignbeam.server.job import Job
 
-#: Candidates of one call, and their tokens (prompt and answer) together, as far as more than one.
-#: More would fill no further forward, and make the others wait.
-CALL_ROWS: Final = 8
+#: What the judge reads in one call (``ModelJudge.readings``), and its tokens together, as far as
+#: that is more than one candidate. More would fill no further forward, and make the others wait.
+CALL_ROWS: Final = 32
 CALL_CELLS: Final = MAX_BATCH_TOKENS
 #: Times of one call that a candidate waits while calls fail.
 PATIENCE: Final = 3
@@ -46,11 +46,12 @@ class _Round:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One candidate before the judge."""
+    """One candidate before the judge, and how many rows a verdict on it reads."""
 
     round: _Round
     index: int
     text: str
+    rows: int
     since: float = field(default_factory=time.monotonic)
 
 
@@ -90,11 +91,12 @@ class JudgeDesk:
         job.to_judge()
         asked = job.asked()
         around = _Round(job, whole, len(asked))
+        questions = [_Question(around, i, text, self._rows(job, text)) for i, text in asked]
+        job.judge_rows = sum(question.rows for question in questions)
         with self._wake:
             if whole:
                 self.finished.append(job)
-            line = self._lines.setdefault(job.client, deque())
-            line.extend(_Question(around, index, text) for index, text in asked)
+            self._lines.setdefault(job.client, deque()).extend(questions)
             self._wake.notify_all()
 
     def take(self) -> list[tuple[Job, bool]]:
@@ -111,8 +113,15 @@ class JudgeDesk:
             self.finished.remove(job)
 
     def backlog(self, client: str) -> int:
-        """Return the cost of a client's jobs that are decoded and wait; ``wake`` is held."""
-        return sum(job.cost for job in self.finished if job.client == client)
+        """Return how many tokens of a client's jobs the judge has to read; ``wake`` is held."""
+        mine = (job for job in self.finished if job.client == client)
+        return sum(job.judge_rows * job.length for job in mine)
+
+    def _rows(self, job: Job, text: str) -> int:
+        try:
+            return self._judge.readings(job.request.messages, text)
+        except Exception:  # it cannot be read: nothing is, and the verdict will say why
+            return 1
 
     def work(self) -> None:
         """Ask until closed; runs on a thread of its own."""
@@ -130,14 +139,15 @@ class JudgeDesk:
         """Take a call's worth of the client whose turn it is; ``wake`` is held."""
         client, line = self._lines.popitem(last=False)
         asked: list[_Question] = []
-        cells = 0
-        while line and len(asked) < CALL_ROWS:
+        rows = cells = 0
+        while line:
             question = line[0]
             if question.round.job.cancelled.is_set():
                 self._file(line.popleft(), None)
                 continue
-            cells += question.round.job.length
-            if asked and cells > CALL_CELLS:
+            rows += question.rows
+            cells += question.rows * question.round.job.length
+            if asked and (rows > CALL_ROWS or cells > CALL_CELLS):
                 break
             asked.append(line.popleft())
         if line:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from alignbeam.doctor.report import SurvivalRow
 from alignbeam.result import Result, Verdict
 from alignbeam.server.job import Delivery
 
@@ -53,6 +54,12 @@ class Metrics:
         self.judge_errors = counter("judge_errors", "Verdicts that were errors, counted as 5.")
         self.recoveries = counter("recoveries", "Failed steps tried again by halves.", ["reason"])
         self.cancelled = counter("cancelled", "Requests whose client went away.")
+        self.survived = Gauge(
+            "alignbeam_judge_survived",
+            "Whether the judge kept a harmful canary in that was hidden so, 0 or 1.",
+            ["attack"],
+            registry=registry,
+        )
         self.shadow = counter("shadow", "Shadow mode: what AlignBeam would have done.", ["verdict"])
 
     def watch_queue(self, queued: Callable[[], float], running: Callable[[], float]) -> None:
@@ -76,6 +83,11 @@ class Metrics:
             if verdict.error is not None:
                 self.judge_errors.inc()
             self.scores.observe(verdict.score)
+
+    def on_attacked(self, rows: Sequence[SurvivalRow]) -> None:
+        """Note what came of each attack on the canaries at the start."""
+        for row in rows:
+            self.survived.labels(row.attack).set(row.passed == 0)
 
     def on_recovery(self, reason: str) -> None:
         """See ``ServerWatcher``."""

@@ -125,7 +125,7 @@ class Scheduler:
             Fields of ``BeamConfig`` for each answer that is wanted; all but ``seed`` are the first
             one's.
         judged : bool
-            The judge must be able to read the prompt too.
+            The judge must be able to read the prompt too, and the longest answer beside it.
 
         Raises
         ------
@@ -134,7 +134,7 @@ class Scheduler:
         """
         first = self._beam.prepare(prompt, **choices[0])
         if judged:
-            self._beam.judge.check_room(first.messages)
+            self._beam.judge.readings(first.messages, first.max_new_tokens)
         return [first, *(first.drawn_again(choice["seed"]) for choice in choices[1:])]
 
     def put(

@@ -20,7 +20,7 @@ from alignbeam.engines.role import RemoteRole
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.result import plain
 from alignbeam.server.audit import AuditLog, Quota, candidates_of, cut, hashed, text_hash
-from alignbeam.server.canaries import check_canaries
+from alignbeam.server.canaries import attack_canaries, check_canaries
 from alignbeam.server.job import Delivery, Release, Ticket
 from alignbeam.server.metrics import Metrics
 from alignbeam.server.plan import Messages, Planner, RequestPlan
@@ -53,14 +53,16 @@ class Service:
     Raises
     ------
     CanaryFailed
-        The judge does not tell safe from unsafe.
+        The judge does not tell safe from unsafe, or see ``attack_canaries``.
     """
 
     def __init__(
         self, beam: AlignBeam, config: ServerConfig, audit: AuditLog | None = None
     ) -> None:
         check_canaries(beam.judge, beam.config.threshold)
+        attacked = attack_canaries(beam.judge, beam.config.threshold, config.canary_attacks)
         self.beam, self.config, self.metrics = beam, config, Metrics()
+        self.metrics.on_attacked(attacked)
         self.plan = Planner(beam.config, config)
         self._audit, self._quota = audit, Quota(config.audit_client_bytes)
         self._fingerprint = beam.bridge.fingerprint

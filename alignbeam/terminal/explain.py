@@ -110,7 +110,7 @@ def _wishes(wishes: tuple[Wish, ...], style: str) -> Text:
 
 
 def judge_table(result: Result) -> Table:
-    """Return one row per candidate: the five-level histogram, score, label mass, text.
+    """Return one row per candidate: the levels, the view that decided, score, label mass, text.
 
     ``own`` stands beside what the target says by itself.
     """
@@ -122,7 +122,7 @@ def judge_table(result: Result) -> Table:
         pad_edge=False,
     )
     table.add_column("beam", justify="right", no_wrap=True)
-    table.add_column("1 2 3 4 5", no_wrap=True)
+    table.add_column("1 2 3 4 5\nworst view", no_wrap=True)
     for name in ("score", "on labels", "log-prob"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("end", no_wrap=True)
@@ -148,7 +148,11 @@ def _histogram(candidate: Candidate) -> Text:
     probs = candidate.verdict.probs if candidate.verdict else ()
     for level, prob in enumerate(probs):
         text.append(column(prob) + " ", style=_LEVEL_STYLES[min(level, 4)])
-    return text if probs else Text("\u2013", style="dim")
+    if not probs:
+        text.append("\u2013", style="dim")
+    if candidate.view:
+        text.append(f"\n{candidate.view}", style="dim")
+    return text
 
 
 def _score(candidate: Candidate) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,8 +113,9 @@ def test_generate_explain_goes_to_stderr_without_escape_sequences(cli, models, b
     ran = cli("generate", "--config", models, "--explain", "Hi")
     assert ran.out == beam.generate("Hi").text + "\n"
     assert "\x1b" not in ran.err
-    for heading in ("beam 0", "target wanted", "anchor wanted", "the judge", "why:"):
+    for heading in ("beam 0", "target wanted", "anchor wanted", "the judge", "worst view", "why:"):
         assert heading in ran.err
+    assert re.search(r"^\s+(conversation|reply)\b", ran.err, re.MULTILINE)
 
 
 def test_generate_system_message_comes_first(cli, models, beam):

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignbeam.result import Candidate, Failure, Result, StepTrace, Timings, Verdict, Wish, plain
+from alignbeam.result import (
+    Candidate,
+    Failure,
+    Result,
+    StepTrace,
+    Timings,
+    Verdict,
+    ViewName,
+    Wish,
+    plain,
+)
 
 SECRET = "SECRET"
 TIMINGS = Timings(1.0, 2.0, 3.0, 4.0, math.nan, 10.0)
@@ -39,6 +49,7 @@ def results(draw: st.DrawFn) -> Result:
             label_mass=draw(st.sampled_from([0.9, math.nan])),
             error=f"TimeoutError: only {SECRET}" if failed else None,
             judge=SECRET,
+            view=draw(st.sampled_from([*get_args(ViewName), "", SECRET])),
             failure=draw(st.sampled_from([*get_args(Failure), None, SECRET])) if failed else None,
         )
         bad = failed or score > threshold
@@ -84,6 +95,9 @@ def test_public_holds_nothing_of_candidates_that_did_not_pass_and_no_text_of_a_j
         assert said["failure"] in {*get_args(Failure), None}
         if not said["passed"]:
             assert set(said) == {"passed", "failure"}
+        elif candidate.verdict is not None:
+            known = candidate.verdict.view in get_args(ViewName)
+            assert said["view"] == (candidate.verdict.view if known else None)
     own = () if result.chosen is None else result.candidates[result.chosen].token_ids
     assert len(told["steps"]) <= len(own)
 

@@ -306,7 +306,7 @@ def test_doctor_bad_input_is_one_line_and_exit_code_two(cli):
 
 def test_judge_of_the_trio_survives_every_attack_and_one_view_does_not():
     before = JudgeConfig(views=("conversation",), unreadable="score")
-    one, all_of = (survival_rows(load_judge_of(c), 2.5) for c in (before, JudgeConfig()))
+    one, all_of = (list(survival_rows(load_judge_of(c), 2.5)) for c in (before, JudgeConfig()))
     assert [row.attack for row in all_of] == list(ATTACKS)
     assert [row.attack for row in all_of if row.passed] == []
     assert any(row.passed for row in one)

@@ -10,6 +10,7 @@ from serving import KEY, chat, serving
 from tiny_models import random_pair
 
 from alignbeam.doctor.samples import CANARIES
+from alignbeam.judge import model_judge
 from alignbeam.server.canaries import INJECTED
 
 MESSAGES = "messages"
@@ -323,6 +324,22 @@ def test_prompt_that_the_judge_could_never_read_is_refused_before_it_is_decoded(
         said = client.post("/v1/chat/completions", json=chat(prompt, max_tokens=8))
         assert problem(said) == (400, "prompt_too_long", "messages")
         assert "judge" in said.json()["error"]["message"]
+        assert "alignbeam_decode_steps_total 0.0" in client.get("/metrics").text
+        short = client.post("/v1/chat/completions", json=chat("What is 2 plus 3?", max_tokens=8))
+        assert short.status_code == 200
+
+
+def test_request_that_is_too_much_to_judge_is_refused_before_it_is_decoded(trio, monkeypatch):
+    monkeypatch.setattr(model_judge, "MAX_READINGS", 12)
+    with (
+        serving((trio.target, trio.anchor), trio.judge, trio.config) as running,
+        running.client() as client,
+    ):
+        long = " ".join(f"Mix {n} cups." for n in range(120))
+        for prompt, most in ((long, 8), ("What is 2 plus 3?", 512)):
+            said = client.post("/v1/chat/completions", json=chat(prompt, max_tokens=most))
+            assert problem(said) == (400, "prompt_too_long", "messages")
+            assert "12 times at most" in said.json()["error"]["message"]
         assert "alignbeam_decode_steps_total 0.0" in client.get("/metrics").text
         short = client.post("/v1/chat/completions", json=chat("What is 2 plus 3?", max_tokens=8))
         assert short.status_code == 200

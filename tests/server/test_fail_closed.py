@@ -13,7 +13,9 @@ from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.config import ServerConfig
+from alignbeam.doctor.survival import ATTACKS
 from alignbeam.judge import CallableJudge
+from alignbeam.server import canaries
 from alignbeam.server.app import Server
 from alignbeam.server.canaries import CanaryFailed, check_canaries
 from alignbeam.server.keys import Keys
@@ -134,6 +136,54 @@ def test_server_does_not_start_with_a_judge_of_broken_weights(own_trio):
 def test_canaries_refuse_a_judge_that_cannot_rank(score, why):
     with pytest.raises(CanaryFailed, match=why):
         check_canaries(CallableJudge(lambda messages, text: score(text), "bad"), 2.5)
+
+
+@pytest.fixture
+def fooled():
+    """A judge that takes every answer to a request beside harmless text for safe."""
+    knowing = judge_of()
+
+    def judged(messages, text):
+        drowned = "garden" in messages[-1]["content"]
+        return 1.0 if drowned else knowing.score([messages], [text])[0].score
+
+    return CallableJudge(judged, "fooled")
+
+
+LOST = [f"padding {where} the request" for where in ("before", "after", "around")]
+
+
+def test_attacks_that_the_judge_does_not_survive_are_told_to_the_operator_only(
+    pair, fooled, caplog
+):
+    with serving(pair, fooled) as running, running.client() as client:
+        assert f"harmful canaries pass it with {', '.join(LOST)}:" in caplog.text
+        series = client.get("/metrics").text
+        for attack in ATTACKS:
+            survived = float(attack not in LOST)
+            assert f'alignbeam_judge_survived{{attack="{attack}"}} {survived}' in series
+        assert client.get("/ready").json() == client.get("/health").json()
+        assert client.get("/ready").json() == {"status": "ok", "reasons": []}
+
+
+def test_attacks_refuse_a_judge_where_the_operator_says_so(pair, fooled, monkeypatch, caplog):
+    with serving(pair, canary_attacks="refuse"):
+        pass
+    with (
+        pytest.raises(CanaryFailed, match=", ".join(LOST)),
+        serving(pair, fooled, canary_attacks="refuse"),
+    ):
+        pass
+    caplog.clear()
+    with serving(pair, fooled, canary_attacks="off") as running, running.client() as client:
+        assert "alignbeam_judge_survived{" not in client.get("/metrics").text
+    monkeypatch.setattr(canaries, "ATTACK_S", -1.0)
+    with (
+        pytest.raises(CanaryFailed, match="no time was left to try it with padding before"),
+        serving(pair, canary_attacks="refuse"),
+    ):
+        pass
+    assert "canaries pass" not in caplog.text
 
 
 def test_canaries_pass_the_embedded_judge(trio):

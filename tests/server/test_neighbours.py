@@ -250,6 +250,20 @@ def test_call_of_the_judge_is_about_one_client_and_bounded_and_clients_take_turn
     assert ["small"] * 2 in judge.calls[:3]
 
 
+@pytest.mark.parametrize(("rows", "most"), [(10, CALL_ROWS // 10), (CALL_ROWS + 1, 1)])
+def test_call_of_the_judge_is_bounded_in_what_it_reads(pair, rows, most):
+    judge = HeldJudge(judge_of())
+    judge.readings = lambda conversation, candidate: rows
+    beam = BeamConfig(mix_steps=2, beams=2, max_new_tokens=8)
+    with serving(pair, judge, beam) as running, ThreadPoolExecutor(2) as pool:
+        judge.calls.clear()
+        large = chat("large", n=4, alignbeam={"beams": 4})
+        said = put_before_the_judge(pool, judge, running, (KEY, large))
+    assert [one.status_code for one in said] == [200] * 2
+    calls = [len(call) for call in judge.calls if "large" in call]
+    assert (max(calls), sum(calls)) == (most, 16)
+
+
 def test_judge_that_hangs_fails_all_that_wait_after_a_few_calls(pair):
     hold = threading.Event()
 
@@ -307,6 +321,24 @@ def test_judge_is_not_asked_for_a_client_that_left(scheduling):
         left.future.result(WAIT_S)
     assert "left" not in {text for call in judge.calls for text in call}
     assert scheduler.running == 0
+
+
+def test_clients_part_before_the_judge_is_counted_in_what_the_judge_reads(scheduling):
+    judge = HeldJudge(CallableJudge(lambda messages, text: 1.0))
+    judge.readings = lambda conversation, candidate: 50
+    scheduler = scheduling(judge, max_batch_cells=2000, client_share=0.75)
+    first = scheduler.submit("first", {"beams": 2}, client="many")
+    assert judge.entered.wait(WAIT_S)
+    with scheduler._wake:
+        (job,) = scheduler._desk.finished
+        assert scheduler._desk.backlog("many") == 2 * 50 * job.length
+    second = scheduler.submit("second", {}, client="many")
+    other = scheduler.submit("other", {}, client="one")
+    until(lambda: any(job.client == "one" for job in scheduler._desk.finished))
+    assert scheduler.queued == 1  # its client has enough before the judge, little as it decoded
+    judge.go_on.set()
+    for ticket in (first, second, other):
+        ticket.future.result(WAIT_S)
 
 
 # In the queue and in the batch -------------------------------------------------------------

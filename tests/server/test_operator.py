@@ -71,7 +71,7 @@ def test_audit_log_tells_why_without_text_unless_asked(pair, tmp_path):
     assert record["reason"].startswith("beam")
     assert record["bridge"]
     assert "Hello!" not in path.read_text()
-    told = {"sha256", "tokens", "logprob", "score", "failure", "unsteered"}
+    told = {"sha256", "tokens", "logprob", "score", "failure", "unsteered", "view"}
     assert all(set(c) == told for c in record["candidates"])
 
 

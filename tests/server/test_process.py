@@ -190,7 +190,7 @@ def test_killed_judge_process_withholds_and_comes_back(start):
 
 def refuses(judge, messages):
     try:
-        judge.check_room(messages)
+        judge.readings(messages, 64)
     except PromptError:
         return True
     return False
@@ -208,6 +208,9 @@ def test_judge_process_judges_as_the_judge_itself(trio):
         for messages in (conversations[0], [{"role": "user", "content": "the " * 9000}]):
             refused = [refuses(one, messages) for one in (trio.judge, judge)]
             assert refused == [len(messages[0]["content"]) > 100] * 2
+        long = [{"role": "user", "content": " ".join(f"Mix {n} cups." for n in range(60))}]
+        for of in (texts[0], 300):
+            assert judge.readings(long, of) == trio.judge.readings(long, of) > 4
         os.kill(judge.pid, signal.SIGKILL)
         judge._child.join(WAIT_S)
         back = judge.score(conversations, texts)  # by the next one

@@ -13,6 +13,7 @@ import uvicorn
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.config import ServerConfig
 from alignbeam.doctor.samples import CANARIES
+from alignbeam.doctor.survival import ATTACKS
 from alignbeam.judge import CallableJudge, Judge
 from alignbeam.server.app import Server
 from alignbeam.server.canaries import INJECTED
@@ -22,7 +23,12 @@ from alignbeam.server.run import web_config
 KEY = "a-key-that-is-long-enough"
 #: Of a second client; the two are called ``key-1`` and ``key-2``.
 OTHER = "another-key-that-is-long-enough"
-_HARMFUL = {c.candidate for c in (*CANARIES, INJECTED) if c.harmful}
+_HARMFUL = {
+    attack(c.request, c.candidate)[1]
+    for attack in ATTACKS.values()
+    for c in (*CANARIES, INJECTED)
+    if c.harmful
+}
 _SAFE = {c.candidate for c in CANARIES if not c.harmful}
 
 
