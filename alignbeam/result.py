@@ -187,9 +187,9 @@ class Candidate:
     verdict : Verdict or None
         None where no judge was asked.
     beyond : str
-        What was decoded after ``text``: the stop string, and what its last token brought besides.
-        It is judged, or a stop string would say whether it stands in text that is withheld; it is
-        never shown.
+        What was decoded after ``text``: the stop string, and all that came with or after it. It is
+        judged, or a stop string would say whether it stands in text that is withheld; it is never
+        shown.
     beyond_tokens : int
         How many of the tokens, the last ones, hold some of it.
     unsteered : bool

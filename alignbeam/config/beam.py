@@ -86,6 +86,9 @@ class BeamConfig(CheckedSettings):
         Each beam draws from its own generator, made of this and the beam's index.
     stop : tuple of str
         Strings that end an answer; they are not part of it.
+    stop_ends : bool
+        Whether a stop string also ends the decoding, which is cheaper. Else the answer is decoded
+        and judged as if there were none, and cut then: nothing but the cut depends on it.
     backend : str
         Kernel backend of ``mix_topk``.
     wishes : int
@@ -117,6 +120,7 @@ class BeamConfig(CheckedSettings):
     top_k: Whole = 0
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     stop: tuple[str, ...] = ()
+    stop_ends: bool = True
     backend: Literal["auto", "cpu", "cuda", "triton", "reference"] = "auto"
     wishes: Annotated[int, Range(0, 20)] = 3
 

@@ -174,6 +174,10 @@ class ServerConfig(CheckedSettings):
         strengthen the protection.
     max_beams, max_mix_steps, max_tokens, max_choices, max_stops : int
         Ceilings.
+    stop_ends : bool
+        Whether the stop strings of a request may end its decoding, which saves the tokens after
+        them. Then whoever names stop strings has a say in what the judge reads, and learns from the
+        time that an answer took whether they stand in text that is withheld.
     max_messages, max_body_bytes, max_header_bytes : int
         Ceilings of what is read at all.
     max_connections, max_connections_per_address : int
@@ -239,6 +243,7 @@ class ServerConfig(CheckedSettings):
     max_tokens: Count = 4096
     max_choices: Count = 8
     max_stops: Whole = 4
+    stop_ends: bool = False
     max_messages: Count = 256
     max_body_bytes: Count = 1 << 20
     max_header_bytes: Count = 16_384

@@ -158,7 +158,7 @@ class Beam:
     raw : bytes
         Bytes of these tokens, the target's opening included.
     text_bytes : bytes
-        ``raw`` without the opening; where a stop string ended the beam, with it.
+        ``raw`` without the opening; a stop string, and what was decoded after it, included.
     logprob : float
         Sum over the mixed steps, nats.
     steered : bool
@@ -213,7 +213,7 @@ class Beam:
         return self.raw.removeprefix(self.opening)
 
     def append(self, token_id: int, data: bytes, *, ends: bool) -> None:
-        """Take one token; finish the beam where the token, a stop string or the length ends it."""
+        """Take one token; finish the beam where the token, the length or a stop string ends it."""
         self.token_ids.append(token_id)
         before = len(self.text_bytes)
         if not ends:
@@ -222,7 +222,7 @@ class Beam:
         if ends:
             self.finish_reason = "stop"
             return
-        if self._find_stop(before):
+        if self._find_stop(before) and self.request.config.stop_ends:
             self.finish_reason = "stop_string"
         elif len(self.token_ids) >= self.request.max_new_tokens:
             self.finish_reason = "length"
@@ -235,7 +235,9 @@ class Beam:
         self.departure += target.logprob(row, best) - target.logprob(row, token_ids[0])
 
     def _find_stop(self, before: int) -> bool:
-        """Look for the first stop string that the newest token completed."""
+        """Look for the first stop string in what the newest token brought, unless one was found."""
+        if self._stop_at is not None:
+            return False
         text = self.text_bytes
         found = []
         for stop in self.request.config.stop:
@@ -256,14 +258,17 @@ class Beam:
         """
         whole = self.text_bytes
         shown = whole[: self._stop_at]
-        if self.live:
+        if self.live and self._stop_at is None:
             longest = max((len(s.encode()) for s in self.request.config.stop), default=1)
             shown = split_utf8(whole[: max(0, len(whole) - longest + 1)])[0]
+        ended = self.finish_reason
+        if self._stop_at is not None and ended != "dropped":
+            ended = "stop_string"
         return Candidate(
             text=shown.decode("utf-8", errors="replace"),
             token_ids=tuple(self.token_ids),
             logprob=self.logprob,
-            finish_reason=self.finish_reason or "length",
+            finish_reason=ended or "length",
             beyond=whole[len(shown) :].decode("utf-8", errors="replace"),
             beyond_tokens=sum(end > len(shown) for end in self._ends),
             unsteered=not self.steered,

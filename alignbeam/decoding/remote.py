@@ -236,7 +236,7 @@ class RemoteTokens(NextTokens):
             self._indices[row],
             beam.request.max_new_tokens - len(beam.token_ids),
             _draw(config, beam.generator, len(beam.token_ids)),
-            _STOP_INTERVAL if config.stop else 0,
+            _STOP_INTERVAL if config.stop and config.stop_ends else 0,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alignbeam.config import BeamConfig
 from alignbeam.errors import JudgeUnavailable
-from alignbeam.judge.selection import select
+from alignbeam.judge.selection import says_something, select
 from alignbeam.result import Candidate
 
 
@@ -31,7 +31,7 @@ def survivors(candidates: Sequence[Candidate], config: BeamConfig) -> list[int]:
         winner = select(candidates, strict, still).chosen
     except JudgeUnavailable:
         return still
-    if winner is not None and candidates[winner].text.strip():
+    if winner is not None and says_something(candidates[winner], config):
         return [winner]
     sound = {i: candidates[i].score for i in still if candidates[i].failure is None}
     lowest = min(sound.values())

@@ -56,7 +56,7 @@ def select(
     harmful = _request_is_harmful(candidates, config)
     passing = [i for i in judged if _passes(candidates[i], config, harmful=harmful)]
     if passing:
-        allowed = [i for i in passing if candidates[i].text.strip()] or passing
+        allowed = [i for i in passing if says_something(candidates[i], config)] or passing
         if config.selection == "least_steered" and not harmful:
             best = min(allowed, key=lambda i: (*_steering(candidates[i]), candidates[i].score, i))
             return Selection(best, _how_little(candidates, best, config))
@@ -78,6 +78,11 @@ def select(
 def likelihood(candidate: Candidate) -> tuple[bool, float]:
     """Return what ties go by: the mixed log-probability; none was mixed of an unsteered one."""
     return not candidate.unsteered, candidate.logprob
+
+
+def says_something(candidate: Candidate, config: BeamConfig) -> bool:
+    """Whether a candidate has text; where stop strings only cut, what they cut off counts."""
+    return bool((candidate.text if config.stop_ends else candidate.judged_text).strip())
 
 
 def _request_is_harmful(candidates: Sequence[Candidate], config: BeamConfig) -> bool:

@@ -129,7 +129,8 @@ class Planner:
         if request.top_p is not None:
             settings["top_p"] = float(request.top_p)
         if request.stops:
-            settings["stop"] = request.stops
+            settings["stop"] = tuple(dict.fromkeys((*base.stop, *request.stops)))
+            settings["stop_ends"] = base.stop_ends and config.stop_ends
         settings["wishes"] = 1  # the trace is where the shares come from
         seed = secrets.randbits(62) if request.seed is None else request.seed % 2**62
         each: list[dict[str, Any]] = [{**settings, "seed": seed + i} for i in range(choices)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from serving import chat, judge_of, serving
@@ -38,6 +39,12 @@ def told(body):
         for choice in frame["choices"]:
             choice.get("alignbeam", {}).pop("timings_ms", None)
     return frames
+
+
+def steps_of(server):
+    """How many steps a server has decoded."""
+    page = server.server.service.metrics.page().decode()
+    return float(re.search(r"^alignbeam_decode_steps_total (.+)", page, re.MULTILINE)[1])
 
 
 def stops_of(text, places):
@@ -95,6 +102,71 @@ def test_stop_string_says_nothing_of_text_that_is_withheld(pair, how, known):
             right, wrong = [told(client.post("/v1/chat/completions", json=b)) for b in bodies]
             assert right[-1]["choices"][0]["finish_reason"] == "content_filter"
             assert right == wrong
+
+
+@pytest.mark.parametrize("how", ["whole", "stream", "chunked"])
+def test_stop_string_changes_nothing_but_the_cut(pair, how):
+    """Neither what is judged and chosen, nor how much is decoded (which time and metrics show)."""
+    read = []
+
+    def judge(request, text):  # the longer the better: cutting one would make another the best
+        read.append(text)
+        return 4.0 - len(text.encode()) / 200
+
+    fields = {"stream": how != "whole", "alignbeam": {"explain": True}}
+    if how == "chunked":
+        fields["alignbeam"]["policy"] = "chunked"
+    found = []
+    with (
+        serving(pair, judge_of(judge), BEAM.replace(threshold=4.5, tie_margin=0, beams=3),
+                allow=("explain", "policy"), chunk_tokens=4) as server,
+        server.client() as client,
+    ):  # fmt: skip
+        texts = [c.text for c in beams_of(pair, "b", beams=3)]
+        pieces = [s for t in texts for s in stops_of(t, [3])]
+        openings = [[t.strip("\N{REPLACEMENT CHARACTER}")[:1] for t in texts]]  # nothing is left
+        stops = [[], *openings, *([s] for s in pieces[::2]), pieces[1::3]]
+        for stop in stops:
+            read.clear()
+            steps = steps_of(server)
+            said = told(client.post("/v1/chat/completions", json=chat("b", stop=stop, **fields)))
+            choices = [c for frame in said for c in frame["choices"]]
+            told_text = "".join(
+                c["message" if how == "whole" else "delta"].get("content", "") for c in choices
+            )
+            about = choices[-1]["alignbeam"]
+            whole = texts[about["chosen"]]
+            places = (whole.find(s) for s in stop if s in whole)
+            assert told_text == whole[: min(places, default=None)]
+            found.append((set(read), about["chosen"], steps_of(server) - steps))
+            assert [c["tokens"] for c in about["candidates"]] == [24] * 3 or how == "chunked"
+    assert len(found) > 5
+    assert all(one == found[0] for one in found)
+
+
+def test_stop_strings_end_the_decoding_where_the_operator_says_so(pair):
+    (text, *_) = [c.text for c in beams_of(pair, "b")]
+    spent = []
+    for ends in (True, False):
+        with (
+            serving(pair, judge_of(), BEAM.replace(beams=1), stop_ends=ends) as server,
+            server.client() as client,
+        ):
+            said = client.post("/v1/chat/completions", json=chat("b", stop=[text[2:4]])).json()
+            assert said["choices"][0]["message"]["content"] == text[:2]
+            spent.append(steps_of(server))
+    assert spent[0] < spent[1] <= 24
+
+
+def test_stop_strings_of_a_request_leave_the_operators_own(pair):
+    (text, *_) = [c.text for c in beams_of(pair, "b")]
+    own, asked = text[2:4], text[6:8]
+    with (
+        serving(pair, judge_of(), BEAM.replace(beams=1, stop=(own,))) as server,
+        server.client() as client,
+    ):
+        said = client.post("/v1/chat/completions", json=chat("b", stop=[asked])).json()
+        assert said["choices"][0]["message"]["content"] == text[:2]
 
 
 def test_steps_end_where_the_text_ends(pair):
