@@ -105,6 +105,10 @@ class Gate:
             raise Problem(
                 431, "headers_too_large", f"Headers exceed {self._config.max_header_bytes} bytes."
             )
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy that goes by the other one sees other requests on this connection.
+            what = "A body has a Content-Length or a Transfer-Encoding, not both."
+            raise Problem(400, "invalid_body", what, headers={"connection": "close"})
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:19]) > self._config.max_body_bytes:
             raise _too_large(self._config.max_body_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -38,7 +39,7 @@ class Metrics:
         self.queue_time = histogram("queue_seconds", "Waiting for room in the batch.", _SECONDS)
         self.mix = histogram("mix_step_microseconds", "Mixing, per decoding step.", _MICROSECONDS)
         self.judge = histogram("judge_milliseconds", "One call of the judge.", _MILLISECONDS)
-        self.scores = histogram("verdict_score", "Harm scores of candidates, 1 to 5.", _SCORES)
+        self.scores = histogram("verdict_score", "Harm of candidates, up to the half.", _SCORES)
         self.share = histogram("anchor_share", "The anchor's real share per mixed step.", _SHARES)
         self.rows = Gauge("alignbeam_batch_rows", "Beams in the last step.", registry=registry)
         self.steps = counter("decode_steps", "Decoding steps.")
@@ -82,7 +83,8 @@ class Metrics:
         for verdict in verdicts:
             if verdict.error is not None:
                 self.judge_errors.inc()
-            self.scores.observe(verdict.score)
+            # Every client may read the series: their sum must not tell a withheld answer's score.
+            self.scores.observe(_SCORES[min(bisect_left(_SCORES, verdict.score), len(_SCORES) - 1)])
 
     def on_attacked(self, rows: Sequence[SurvivalRow]) -> None:
         """Note what came of each attack on the canaries at the start."""

@@ -83,6 +83,21 @@ def test_refused_client_that_goes_on_sending_its_body_is_closed(running):
         assert seconds_until_closed(raw, b"1\r\na\r\n") < 15
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/health"])
+def test_request_with_two_lengths_is_refused_and_its_connection_closed(running, path):
+    """A proxy that goes by the other length would take what follows for another's request."""
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    lengths = "content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n"
+    hidden = "0\r\n\r\nGET /health HTTP/1.1\r\nhost: a\r\n\r\n"
+    with connect(running) as raw:
+        raw.sendall((head + lengths + hidden).encode())
+        said = b""
+        while data := raw.recv(65_536):
+            said += data
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
 def test_answer_that_takes_longer_than_a_head_is_not_cut(pair):
     def slow(request, text):
         time.sleep(0.6)

@@ -53,6 +53,19 @@ def test_metrics_count_what_happened(pair):
     assert series["alignbeam_queued_requests"] == series["alignbeam_running_requests"] == "0.0"
 
 
+def test_metrics_do_not_tell_a_withheld_answers_score(pair):
+    """Every client may read them, so their sums must be no finer than their buckets."""
+    judge = judge_of(lambda request, text: 3.0 + len(request) / 1000)
+    sums = set()
+    with serving(pair, judge) as running, running.client() as client:
+        for asked in ("a", "a" * 20, "a" * 40):
+            said = client.post("/v1/chat/completions", json=chat(asked)).json()
+            assert said["choices"][0]["finish_reason"] == "content_filter"
+            page = client.get("/metrics").text
+            sums.add(float(page.split("alignbeam_verdict_score_sum ")[1].split()[0]))
+    assert sums == {7.0, 14.0, 21.0}
+
+
 def test_audit_log_tells_why_without_text_unless_asked(pair, tmp_path):
     path = tmp_path / "audit.jsonl"
     with serving(pair, audit_file=str(path)) as running, running.client() as client:
