@@ -104,7 +104,7 @@ def test_stop_string_says_nothing_of_text_that_is_withheld(pair, how, known):
             assert right == wrong
 
 
-@pytest.mark.parametrize("how", ["whole", "stream", "chunked"])
+@pytest.mark.parametrize("how", ["whole", "early", "stream", "chunked"])
 def test_stop_string_changes_nothing_but_the_cut(pair, how):
     """Neither what is judged and chosen, nor how much is decoded (which time and metrics show)."""
     read = []
@@ -113,15 +113,19 @@ def test_stop_string_changes_nothing_but_the_cut(pair, how):
         read.append(text)
         return 4.0 - len(text.encode()) / 200
 
-    fields = {"stream": how != "whole", "alignbeam": {"explain": True}}
+    streamed = how in ("stream", "chunked")
+    fields = {"stream": streamed, "alignbeam": {"explain": True}}
     if how == "chunked":
         fields["alignbeam"]["policy"] = "chunked"
+    early = {"early_every": 6, "early_safe": 3.9} if how == "early" else {}
+    config = BEAM.replace(threshold=4.5, tie_margin=0, beams=3, **early)
     found = []
     with (
-        serving(pair, judge_of(judge), BEAM.replace(threshold=4.5, tie_margin=0, beams=3),
-                allow=("explain", "policy"), chunk_tokens=4) as server,
+        serving(
+            pair, judge_of(judge), config, allow=("explain", "policy"), chunk_tokens=4
+        ) as server,
         server.client() as client,
-    ):  # fmt: skip
+    ):
         texts = [c.text for c in beams_of(pair, "b", beams=3)]
         pieces = [s for t in texts for s in stops_of(t, [3])]
         openings = [[t.strip("\N{REPLACEMENT CHARACTER}")[:1] for t in texts]]  # nothing is left
@@ -132,14 +136,15 @@ def test_stop_string_changes_nothing_but_the_cut(pair, how):
             said = told(client.post("/v1/chat/completions", json=chat("b", stop=stop, **fields)))
             choices = [c for frame in said for c in frame["choices"]]
             told_text = "".join(
-                c["message" if how == "whole" else "delta"].get("content", "") for c in choices
+                c["delta" if streamed else "message"].get("content", "") for c in choices
             )
             about = choices[-1]["alignbeam"]
             whole = texts[about["chosen"]]
             places = (whole.find(s) for s in stop if s in whole)
             assert told_text == whole[: min(places, default=None)]
             found.append((set(read), about["chosen"], steps_of(server) - steps))
-            assert [c["tokens"] for c in about["candidates"]] == [24] * 3 or how == "chunked"
+            tokens = [c.get("tokens") for c in about["candidates"]]
+            assert tokens == [24] * 3 or how in ("chunked", "early")
     assert len(found) > 5
     assert all(one == found[0] for one in found)
 
