@@ -9,6 +9,7 @@ import torch
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.choice import Choice
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.foresight import look_ahead
 from alignbeam.decoding.mixing import Mixer
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.reading import ReadingRows
@@ -161,6 +162,7 @@ class AnchorSteer:
             return taken
         rows = list(at.values())
         anchor, theirs = self._reads.next_tokens(list(at)), target.rows(rows)
+        look_ahead(anchor, theirs, list(at), self._steering.mix.table_of)
         with self._clock.part("mix"):
             choices = self._steering.mix(
                 anchor,
