@@ -25,7 +25,7 @@ import rows
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.config import JudgeConfig, RoleConfig
-from alignbeam.decoding import anchor
+from alignbeam.decoding.foresight import Foresight
 from alignbeam.demo.prompts import sample
 from alignbeam.engines.role import RemoteRole
 
@@ -91,7 +91,7 @@ def looking_ahead(wanted: bool) -> contextlib.AbstractContextManager[Any]:
     """Let mixed steps look ahead, or not."""
     if wanted:
         return contextlib.nullcontext()
-    return mock.patch.object(anchor, "look_ahead", return_value=None)
+    return mock.patch.object(Foresight, "ask", return_value=[])
 
 
 def groups(questions: list[str], size: int) -> list[list[str]]:

@@ -6,6 +6,8 @@ import pytest
 from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.decoding.choice import Choice
+from alignbeam.decoding.foresight import Foresight
 from alignbeam.engines.rows import RemoteRows
 from alignbeam.engines.vllm import GREEDY, Numbers
 from alignbeam.judge import CallableJudge
@@ -49,6 +51,20 @@ def test_steps_that_go_another_way_ask_anew_and_drop_what_was_begun(served, pair
     assert found == here(pair, alpha=0.0)
     streams = [body for body in target if body.get("stream")]
     assert len(streams) > CONFIG.beams * len(QUESTIONS)
+
+
+def test_reach_follows_what_became_of_guesses():
+    foresight = Foresight()
+    assert foresight.reach > BeamConfig().mix_steps
+
+    def see(guess, times):
+        one = Choice((1,), (0.0,), 1.0, 1.0, 1.0, empty_support=False, non_finite=False)
+        foresight.saw([guess] * times, [one] * times)
+        return foresight.reach
+
+    assert see(2, 200) == 0
+    assert 0 < see(1, 50) < 4
+    assert see(1, 1000) > 100
 
 
 class Stream:
