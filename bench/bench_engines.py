@@ -44,9 +44,9 @@ class EngineRow:
     """One system at one concurrency; per answer, times in milliseconds and traffic in KiB.
 
     ``target``, ``anchor`` and ``judge`` are what the engines are asked: HTTP requests and the bytes
-    both ways; ``trips`` are those questions that were waited for one after another before the
-    completion. ``tokens`` is the mean length of the longest beam, ``cpu_ms`` what this process
-    computed, which is all that a gateway is but its web server.
+    both ways; ``trips`` are the questions that were waited for one after another, the judge's
+    included and the completion aside. ``tokens`` is the mean length of the longest beam,
+    ``cpu_ms`` what this process computed, which is all that a gateway is but its web server.
     """
 
     system: str
@@ -139,7 +139,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
     return [
         EngineRow(
             system,
-            at_once,
+            min(at_once, n),
             n,
             beam.config.max_new_tokens,
             round(statistics.median(times[system]), 1),

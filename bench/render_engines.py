@@ -40,14 +40,15 @@ def engines() -> str:
         for row in found
     ]
     header = ["system", "at once", "ms (p50)", "ms (p95)", "of best of 3", "gateway CPU ms",
-              "tokens", "trips before the completion", "target requests", "anchor", "judge",
+              "tokens", "trips", "target requests", "anchor", "judge",
               "target KiB", "anchor", "judge"]  # fmt: skip
     machine, first = found[0]["machine"], found[0]
     return (
         f"{markdown_table(header, lines)}\n\nConditions: the embedded trio on three vLLM CPU "
         f"servers (float32), gateway and engines on one shared machine ({machine['cpu']}, "
-        f"{machine['cores']} cores): compare times with each other only. {first['answers']} "
-        f"questions a row, each asked of all four in turn, at most "
+        f"{machine['cores']} cores): compare times with each other only. Blocks of "
+        "32 tokens, no spinning workers. "
+        f"{first['answers']} questions a row, each asked of all four in turn, at most "
         f"{first['max_new_tokens']} tokens, commit {machine['commit']}."
     )
 
