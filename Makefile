@@ -50,7 +50,8 @@ engines: $(VENV)/.ready-test
 	test -f $(VENV_ENGINES)/.ready || { tests/engines/install_vllm.sh $(VENV_ENGINES) \
 	  && touch $(VENV_ENGINES)/.ready; } || test $$? -eq 3
 	test ! -f $(VENV_ENGINES)/.ready || export ALIGNBEAM_VLLM="$(abspath $(VENV_ENGINES))/bin/python"; \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/engines/test_vllm.py
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) \
+	    tests/engines/test_vllm.py tests/engines/test_real_pair.py
 
 lint: $(VENV)/.ready-lint
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -1,33 +1,40 @@
 """AlignBeam, best of 3 and the plain target on the same engines, in turns: latency and traffic.
 
+AlignBeam is measured twice: as it is, and asking for one step at a time (``step-by-step``).
+
 ``python bench/bench_engines.py TARGET ANCHOR JUDGE`` takes the addresses of three engines; rows go
 to ``results/engines.jsonl``, from where ``render_engines.py`` writes them into ``docs/scaling.md``.
-Each question is asked of all three systems before the next one is, so that whatever else the
+Each question is asked of all systems before the next one is, so that whatever else the
 machine does meets all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import rows
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.config import JudgeConfig, RoleConfig
+from alignbeam.decoding.foresight import Foresight
 from alignbeam.demo.prompts import sample
+from alignbeam.engines.role import RemoteRole
 
 #: A new server compiles at its first question.
 PATIENCE_S = 300.0
 SYSTEMS: dict[str, dict[str, Any]] = {
     "target": {"mix_steps": 0, "beams": 1},
     "best-of-3": {"mix_steps": 0, "beams": 3, "temperature": 0.7},
+    "step-by-step": {},
     "alignbeam": {},
 }
 
@@ -37,8 +44,9 @@ class EngineRow:
     """One system at one concurrency; per answer, times in milliseconds and traffic in KiB.
 
     ``target``, ``anchor`` and ``judge`` are what the engines are asked: HTTP requests and the bytes
-    both ways. ``tokens`` is the mean length of the longest beam, ``cpu_ms`` what this process
-    computed, which is all that a gateway is but its web server.
+    both ways; ``trips`` are the questions that were waited for one after another, the judge's
+    included and the completion aside. ``tokens`` is the mean length of the longest beam,
+    ``cpu_ms`` what this process computed, which is all that a gateway is but its web server.
     """
 
     system: str
@@ -49,6 +57,7 @@ class EngineRow:
     ms_p95: float
     cpu_ms: float
     tokens: float
+    trips: float
     target_requests: float
     anchor_requests: float
     judge_requests: float
@@ -62,6 +71,27 @@ def timed(ask: Callable[[], Any]) -> tuple[float, Any]:
     begin = time.perf_counter()
     answer = ask()
     return (time.perf_counter() - begin) * 1e3, answer
+
+
+@contextlib.contextmanager
+def counted_trips() -> Iterator[Callable[[], int]]:
+    """Count the questions that are waited for."""
+    count = itertools.count()
+    ask = RemoteRole.ask
+
+    def counting(role: RemoteRole, queries: Any) -> Any:
+        next(count)
+        return ask(role, queries)
+
+    with mock.patch.object(RemoteRole, "ask", counting):
+        yield lambda: next(count)
+
+
+def looking_ahead(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Let mixed steps look ahead, or not."""
+    if wanted:
+        return contextlib.nullcontext()
+    return mock.patch.object(Foresight, "ask", return_value=[])
 
 
 def groups(questions: list[str], size: int) -> list[list[str]]:
@@ -80,6 +110,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
     tokens: dict[str, list[int]] = {name: [] for name in SYSTEMS}
     counts = [f"{client}{kind}" for client in clients for kind in "cb"]
     cpu = dict.fromkeys(SYSTEMS, 0.0)
+    trips = dict.fromkeys(SYSTEMS, 0)
     traffic = {name: dict.fromkeys(counts, 0) for name in SYSTEMS}
 
     def ask(system: str, question: str) -> tuple[float, int]:
@@ -95,9 +126,11 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
             for system in SYSTEMS:
                 before = {c: (k.calls, k.sent + k.received) for c, k in clients.items()}
                 begin = time.process_time()
-                for spent, length in pool.map(ask, itertools.repeat(system), group):
-                    times[system].append(spent)
-                    tokens[system].append(length)
+                with counted_trips() as count, looking_ahead(system != "step-by-step"):
+                    for spent, length in pool.map(ask, itertools.repeat(system), group):
+                        times[system].append(spent)
+                        tokens[system].append(length)
+                trips[system] += count()
                 cpu[system] += (time.process_time() - begin) * 1e3
                 for c, k in clients.items():
                     traffic[system][f"{c}c"] += k.calls - before[c][0]
@@ -106,13 +139,14 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
     return [
         EngineRow(
             system,
-            at_once,
+            min(at_once, n),
             n,
             beam.config.max_new_tokens,
             round(statistics.median(times[system]), 1),
             round(sorted(times[system])[int(0.95 * (n - 1))], 1),
             round(cpu[system] / n, 1),
             round(statistics.fmean(tokens[system]), 1),
+            round(trips[system] / n, 2),
             *(round(traffic[system][f"{c}c"] / n, 2) for c in clients),
             *(round(traffic[system][f"{c}b"] / n / 1024, 1) for c in clients),
         )

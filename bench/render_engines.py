@@ -14,7 +14,8 @@ import rows
 from markdown_table import markdown_table
 
 PAGE = render_tables.REPO / "docs" / "scaling.md"
-_NAMES = {"target": "the target alone", "best-of-3": "best of 3", "alignbeam": "AlignBeam"}
+_NAMES = {"target": "the target alone", "best-of-3": "best of 3",
+          "step-by-step": "AlignBeam, a step at a time", "alignbeam": "AlignBeam"}  # fmt: skip
 
 
 def engines() -> str:
@@ -32,20 +33,22 @@ def engines() -> str:
             f"{row['ms_p50'] / base[row['concurrency']]:.2f}",
             f"{row['cpu_ms']:.0f}",
             f"{row['tokens']:.0f}",
+            f"{row['trips']:.1f}",
             *(f"{row[f'{r}_requests']:.1f}" for r in ("target", "anchor", "judge")),
             *(f"{row[f'{r}_kib']:.0f}" for r in ("target", "anchor", "judge")),
         ]
         for row in found
     ]
     header = ["system", "at once", "ms (p50)", "ms (p95)", "of best of 3", "gateway CPU ms",
-              "tokens", "target requests", "anchor", "judge",
+              "tokens", "trips", "target requests", "anchor", "judge",
               "target KiB", "anchor", "judge"]  # fmt: skip
     machine, first = found[0]["machine"], found[0]
     return (
         f"{markdown_table(header, lines)}\n\nConditions: the embedded trio on three vLLM CPU "
         f"servers (float32), gateway and engines on one shared machine ({machine['cpu']}, "
-        f"{machine['cores']} cores): compare times with each other only. {first['answers']} "
-        f"questions a row, each asked of all three systems in turn, at most "
+        f"{machine['cores']} cores): compare times with each other only. Blocks of "
+        "32 tokens, no spinning workers. "
+        f"{first['answers']} questions a row, each asked of all four in turn, at most "
         f"{first['max_new_tokens']} tokens, commit {machine['commit']}."
     )
 

@@ -9,6 +9,7 @@ import torch
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.choice import Choice
 from alignbeam.decoding.clock import Clock
+from alignbeam.decoding.foresight import Foresight
 from alignbeam.decoding.gate import divergence, mass
 from alignbeam.decoding.mixing import Mixer
 from alignbeam.decoding.next_tokens import NextTokens
@@ -32,6 +33,7 @@ class AnchorSteering:
         self.retokenizer = Retokenizer(anchor.vocabulary)
         self.mix = Mixer(bridge, device, after_opening=self._after_opening())
         self.opening_id = self._opening_id()
+        self.foresight = Foresight()
 
     def begin(self, requests: Sequence[Request], clock: Clock) -> Steer | None:
         """See ``Steering.begin``."""
@@ -212,14 +214,12 @@ class AnchorSteer:
             return taken
         rows = list(at.values())
         anchor, theirs = self._reads.next_tokens(list(at)), target.rows(rows)
+        foresight, mix = self._steering.foresight, self._steering.mix
+        guesses = foresight.ask(anchor, theirs, list(at), mix.table_of)
         with self._clock.part("mix"):
-            choices = self._steering.mix(
-                anchor,
-                theirs,
-                [b.request.config for b in at],
-                halves=0,
-                top_k=1,
-            )
+            choices = mix(anchor, theirs, [b.request.config for b in at], halves=0, top_k=1)
+        if guesses:
+            foresight.saw(guesses, choices)
         for n, (beam, choice) in enumerate(zip(at, choices, strict=True)):
             if choice.non_finite:
                 beam.request.fail(non_finite("target or anchor", len(beam.token_ids)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from alignbeam.config import BeamConfig
 from alignbeam.decoding.beam import Beam
 from alignbeam.decoding.next_tokens import NextTokens
-from alignbeam.engines.rows import RemoteRows
+from alignbeam.engines.rows import Path, RemoteRows
 from alignbeam.engines.vllm import GREEDY, Draw, Numbers, Query
 from alignbeam.errors import ConfigError
 from alignbeam.result import Wish
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Tokens per streamed piece where stop strings may end the answer; else the role's own number.
 _STOP_INTERVAL = 4
+#: Tokens from which on a prompt is worth reading beforehand: a shorter one takes about as long as
+#: one token, and where it fills no block of the engine's prefix cache it would be read twice.
+_LONG = 256
 #: Keeps the draws of one beam at different places apart.
 _STRIDE = 0x9E3779B97F4A7C15
 
@@ -51,13 +54,10 @@ class RemoteTokens(NextTokens):
         charged: Callable[[], contextlib.AbstractContextManager[None]],
         *,
         ends: bool = True,
-        known: dict[int, Numbers] | None = None,
     ) -> None:
         self.role, self._rows, self._charged = rows.role, rows, charged
         self._remote = rows.role
         self._indices, self._ends = list(indices), ends
-        # By row of ``rows``; shared with whatever is made of this.
-        self._known: dict[int, Numbers] = {} if known is None else known
 
     @property
     def logits(self) -> torch.Tensor:  # type: ignore[override]
@@ -67,11 +67,11 @@ class RemoteTokens(NextTokens):
     def rows(self, indices: Sequence[int]) -> RemoteTokens:
         """Return some of the rows."""
         kept = [self._indices[i] for i in indices]
-        return RemoteTokens(self._rows, kept, self._charged, ends=self._ends, known=self._known)
+        return RemoteTokens(self._rows, kept, self._charged, ends=self._ends)
 
     def without_ends(self) -> RemoteTokens:
         """Return the same without the role's end tokens."""
-        return RemoteTokens(self._rows, self._indices, self._charged, ends=False, known=self._known)
+        return RemoteTokens(self._rows, self._indices, self._charged, ends=False)
 
     @property
     def finite(self) -> list[bool]:
@@ -81,13 +81,13 @@ class RemoteTokens(NextTokens):
     @property
     def best(self) -> list[int]:
         """The most probable token of each row."""
-        self._know(self._indices)
-        return [self._known[i].chosen for i in self._indices]
+        rows = range(len(self._indices))
+        self.learn([(row, (), ()) for row in rows])
+        return [self._now(row).chosen for row in rows]
 
     def best_token(self, row: int) -> int:
         """Return the most probable token of a row."""
-        self._know([self._indices[row]])
-        return self._known[self._indices[row]].chosen
+        return self._now(row).chosen
 
     def best_of(self, row: int, count: int) -> list[int]:
         """Return the ``count`` most probable tokens of a row."""
@@ -99,7 +99,7 @@ class RemoteTokens(NextTokens):
         forbidden = () if self._ends else self._remote.end_ids
         rest = 0.0 if self._ends else self._log_rest(row)
         count = min(count, self._remote.width - len(forbidden))
-        known = self._known.get(self._indices[row])
+        known = self._said(row)
         if known is not None and count > 0 and known.chosen not in forbidden:
             found.append((known.chosen, known.logprobs[known.chosen] - rest))
         while len(found) < count:
@@ -111,29 +111,42 @@ class RemoteTokens(NextTokens):
         """Log-probability of a token, nats."""
         return self.rows([row]).named([[token_id]])[0][token_id]
 
-    def top(self, count: int) -> list[list[tuple[int, float]]]:
-        """Return each row's ``count`` best ids with their log-probabilities, best first."""
+    def top(self, count: int, ahead: Sequence[int] = ()) -> list[list[tuple[int, float]]]:
+        """Return each row's ``count`` best ids with their log-probabilities, best first.
+
+        Parameters
+        ----------
+        ahead : sequence of int
+            How many tokens further each row's engine is asked while it is at it: see ``told``.
+        """
         self._check_count(count)
-        said = self._ask([self._query(n, best=count) for n in range(len(self._indices))])
-        self._known.update(zip(self._indices, said, strict=True))
-        return [numbers.best(count) for numbers in said]
+        rows = range(len(self._indices))
+        due = min(count, self._remote.width)
+        asked = [n for n in rows if (known := self._said(n)) is None or len(known.logprobs) < due]
+        room = [self._remote.window - len(self._rows.ids[self._indices[n]]) - 1 for n in rows]
+        further = [max(0, min(a, r)) for a, r in zip(ahead or [0] * len(room), room, strict=True)]
+        said = self._ask([self._query(n, best=count, ahead=further[n]) for n in asked])
+        for n, numbers in zip(asked, said, strict=True):
+            self._keep(n, numbers)
+        return [self._now(n).best(count) for n in rows]
+
+    def told(self, row: int) -> Iterator[Numbers]:
+        """Yield what is known of a row's next token, and of those after it.
+
+        Each is the engine's word on what follows the one that it chose before.
+        """
+        path: Path = ()
+        while (numbers := self._said(row, path)) is not None:
+            yield numbers
+            path += (numbers.chosen,)
 
     def named(self, names: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """Return the log-probabilities of each row's own ``names``."""
         ends = () if self._ends else self._remote.end_ids
-        wanted = [dict.fromkeys((*ids, *ends)) for ids in names]
-        asked = [
-            n
-            for n, ids in enumerate(wanted)
-            if (known := self._known.get(self._indices[n])) is None or ids.keys() - known.logprobs
-        ]
-        said = self._ask([self._query(n, names=tuple(wanted[n])) for n in asked])
-        for n, numbers in zip(asked, said, strict=True):
-            known = self._known.setdefault(self._indices[n], numbers)
-            known.logprobs.update(numbers.logprobs)
+        self.learn([(n, (), (*ids, *ends)) for n, ids in enumerate(names)])
         found = []
         for n, ids in enumerate(names):
-            numbers = self._known[self._indices[n]]
+            numbers = self._now(n)
             logprobs = {i: numbers.logprobs[i] for i in ids}
             if not self._ends:
                 rest = self._log_rest(n)
@@ -143,16 +156,27 @@ class RemoteTokens(NextTokens):
             found.append(logprobs)
         return found
 
+    def learn(self, wanted: Iterable[tuple[int, Path, Sequence[int]]]) -> None:
+        """Ask at once for whatever of this is not known: a row, tokens after it, names."""
+        asked = [
+            (n, path, ids)
+            for n, path, ids in wanted
+            if (known := self._said(n, path)) is None or not known.logprobs.keys() >= set(ids)
+        ]
+        said = self._ask([self._query(n, path, names=ids) for n, path, ids in asked])
+        for (n, path, _), numbers in zip(asked, said, strict=True):
+            self._keep(n, numbers, path)
+
     def prefill(self) -> Callable[[], None]:
-        """Have the engine read the rows while another is waited for; see ``NextTokens``."""
+        """Have the engine read long rows while another is waited for; see ``NextTokens``."""
         names = () if self._ends else self._remote.end_ids
-        pending = self._remote.start(
-            [self._query(n, names=names) for n in range(len(self._indices))]
-        )
+        asked = [n for n, i in enumerate(self._indices) if len(self._rows.ids[i]) >= _LONG]
+        pending = self._remote.start([self._query(n, names=names) for n in asked])
 
         def wait() -> None:
             with self._charged():
-                self._known.update(zip(self._indices, pending(), strict=True))
+                for n, numbers in zip(asked, pending(), strict=True):
+                    self._keep(n, numbers)
 
         return wait
 
@@ -161,6 +185,12 @@ class RemoteTokens(NextTokens):
         for row, beam in enumerate(beams):
             if beam.live:
                 self._stream(row, beam)
+
+    def begin_after(self, row: int, beam: Beam, path: Path) -> None:
+        """Begin the completion that a beam will need if it goes on with ``path``."""
+        how = self._completion(beam, len(path))
+        if how[0] > 0:
+            self._rows.begin(self._indices[row], path, *how)
 
     def choose(self, row: int, beam: Beam) -> int:
         """Return the next token of a beam's completion."""
@@ -178,7 +208,7 @@ class RemoteTokens(NextTokens):
 
     def wishes(self, row: int, count: int) -> tuple[Wish, ...]:
         """Return the ``count`` best of the tokens that were asked for, best first."""
-        known = self._known.get(self._indices[row])
+        known = self._said(row)
         if known is None:
             return ()
         return tuple(
@@ -198,31 +228,43 @@ class RemoteTokens(NextTokens):
 
     def _log_rest(self, row: int) -> float:
         """Return the log of what is left of a row's probability without the end tokens."""
-        known = self._known.get(self._indices[row])
-        if known is None or any(i not in known.logprobs for i in self._remote.end_ids):
-            (said,) = self._ask([self._query(row, names=self._remote.end_ids)])
-            known = self._known.setdefault(self._indices[row], said)
-            known.logprobs.update(said.logprobs)
-        gone = math.fsum(math.exp(known.logprobs[i]) for i in self._remote.end_ids)
+        self.learn([(row, (), self._remote.end_ids)])
+        logprobs = self._now(row).logprobs
+        gone = math.fsum(math.exp(logprobs[i]) for i in self._remote.end_ids)
         return math.log1p(-gone) if gone < 1 else -math.inf
 
-    def _know(self, indices: Sequence[int]) -> None:
-        missing = [i for i in indices if i not in self._known]
-        said = self._ask([Query(tuple(self._rows.ids[i])) for i in missing])
-        self._known.update(zip(missing, said, strict=True))
+    def _said(self, row: int, path: Path = ()) -> Numbers | None:
+        return self._rows.known(self._indices[row]).get(path)
+
+    def _now(self, row: int) -> Numbers:
+        """Return what is known of a row's next token, asking where nothing is."""
+        if (known := self._said(row)) is None:
+            self.learn([(row, (), ())])
+            known = self._rows.known(self._indices[row])[()]
+        return known
+
+    def _keep(self, row: int, numbers: Numbers, path: Path = ()) -> None:
+        """Add to what is known after a row and ``path``, and after what was chosen then."""
+        known = self._rows.known(self._indices[row])
+        more: Numbers | None = numbers
+        while more is not None:
+            known.setdefault(path, more).logprobs.update(more.logprobs)
+            path, more = (*path, more.chosen), more.then
 
     def _query(
         self,
         row: int,
+        path: Path = (),
         *,
         best: int = 0,
         names: Sequence[int] = (),
         forbidden: Sequence[int] = (),
         only: int | None = None,
         draw: Draw = GREEDY,
+        ahead: int = 0,
     ) -> Query:
-        ids = tuple(self._rows.ids[self._indices[row]])
-        return Query(ids, best, tuple(names), tuple(forbidden), only, draw)
+        ids = (*self._rows.ids[self._indices[row]], *path)
+        return Query(ids, best, tuple(names), tuple(forbidden), only, draw, ahead)
 
     def _ask(self, queries: Sequence[Query]) -> list[Numbers]:
         if not queries:
@@ -231,13 +273,15 @@ class RemoteTokens(NextTokens):
             return self._remote.ask(queries)
 
     def _stream(self, row: int, beam: Beam) -> TokenStream:
-        config = beam.request.config
-        return self._rows.complete(
-            self._indices[row],
-            beam.request.max_new_tokens - len(beam.token_ids),
-            _draw(config, beam.generator, len(beam.token_ids)),
-            _STOP_INTERVAL if config.stop and config.stop_ends else 0,
-        )
+        return self._rows.complete(self._indices[row], *self._completion(beam, 0))
+
+    def _completion(self, beam: Beam, further: int) -> tuple[int, Draw, int]:
+        """Return how a beam is completed from ``further`` tokens on: length, draws, pieces."""
+        request, place = beam.request, len(beam.token_ids) + further
+        draw = _draw(request.config, beam.generator, place)
+        config = request.config
+        interval = _STOP_INTERVAL if config.stop and config.stop_ends else 0
+        return request.max_new_tokens - place, draw, interval
 
 
 class RemoteOpening(RemoteTokens):
@@ -247,12 +291,10 @@ class RemoteOpening(RemoteTokens):
     """
 
     def __init__(self, tokens: RemoteTokens, opening_id: int) -> None:
-        super().__init__(
-            tokens._rows, tokens._indices, tokens._charged, ends=tokens._ends, known=tokens._known
-        )
+        super().__init__(tokens._rows, tokens._indices, tokens._charged, ends=tokens._ends)
         self._opening_id = opening_id
 
-    def top(self, count: int) -> list[list[tuple[int, float]]]:
+    def top(self, count: int, ahead: Sequence[int] = ()) -> list[list[tuple[int, float]]]:
         """Return each row's ``count`` best columns with their log-probabilities, in one trip."""
         self._check_count(count + 1)
         opening_id, rows = self._opening_id, range(len(self._indices))
@@ -262,7 +304,8 @@ class RemoteOpening(RemoteTokens):
         found = []
         for n in rows:
             before, after = said[n], said[len(rows) + n]
-            self._known[self._indices[n]] = before
+            # The opening token was not its choice.
+            self._keep(n, Numbers(before.best(1)[0][0], before.logprobs))
             weight = before.logprobs[opening_id]
             pairs = [(i, v) for i, v in before.logprobs.items() if i != opening_id]
             pairs += [(self.role.width + i, weight + v) for i, v in after.logprobs.items()]

@@ -25,6 +25,7 @@ from alignbeam.doctor.translation import (
     opening_rows,
     translated_share,
 )
+from alignbeam.engines.roles import refuse_engines
 from alignbeam.errors import ConfigError
 from alignbeam.vocab.bridge import Bridge, Fallback
 
@@ -64,12 +65,8 @@ def examine(
         Something cannot be read, or the pair cannot be served at all.
     """
     settings = Settings() if settings is None else settings
-    for name in ("target", "anchor", "judge"):
-        if getattr(settings, name).url is not None:
-            raise ConfigError(
-                f"doctor reads models, and {name}.url names an engine; name the folder or hub id "
-                "of what it serves"
-            )
+    roles = {name: getattr(settings, name) for name in ("target", "anchor", "judge")}
+    refuse_engines(roles, "alignbeam doctor")
     if (settings.target.model is None) != (settings.anchor.model is None):
         raise ConfigError("name both the target and the anchor, or neither for the embedded trio")
     embedded = settings.target.model is None

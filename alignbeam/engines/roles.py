@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from alignbeam.config import RoleConfig
 from alignbeam.engines import check
@@ -47,7 +47,24 @@ def local(role: AnyRole, what: str) -> Role:
     """
     if isinstance(role, Role):
         return role
-    raise ConfigError(
-        f"{what} needs the {role.name}'s weights in this process, and an engine has them; set "
-        f"{role.name}.model in place of {role.name}.url"
+    raise _elsewhere(role.name, what)
+
+
+def refuse_engines(configs: Mapping[str, RoleConfig], what: str) -> None:
+    """Refuse settings of roles that engines play, before anything is loaded or asked.
+
+    Raises
+    ------
+    ConfigError
+        One is; ``what`` needs it here.
+    """
+    for name, config in configs.items():
+        if config.url is not None:
+            raise _elsewhere(name, what)
+
+
+def _elsewhere(name: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} needs the {name}'s weights in this process, and an engine has them; set "
+        f"{name}.model in place of {name}.url, to the folder or hub id of what it serves"
     )

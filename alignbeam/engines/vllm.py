@@ -7,6 +7,7 @@ anchor's engine is only asked for the best, and a target's or judge's only for n
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,9 @@ class Query:
         The one id that may be chosen.
     draw : Draw
         How the token is chosen.
+    ahead : int
+        How many tokens after it are asked about as well, each after what the engine chose before
+        it; fewer come where the engine ends.
     """
 
     ids: tuple[int, ...]
@@ -79,6 +83,7 @@ class Query:
     forbidden: tuple[int, ...] = ()
     only: int | None = None
     draw: Draw = GREEDY
+    ahead: int = 0
 
 
 @dataclass(slots=True)
@@ -91,10 +96,13 @@ class Numbers:
         The token that it would take.
     logprobs : dict of int to float
         Log-softmax over the whole vocabulary, nats: of ``chosen``, and of what was asked.
+    then : Numbers or None
+        What it says after ``chosen``, where that was asked.
     """
 
     chosen: int
     logprobs: dict[int, float] = field(default_factory=dict)
+    then: Numbers | None = None
 
     def best(self, count: int) -> list[tuple[int, float]]:
         """Return the ``count`` most probable of the known ids; of equals the lower id first."""
@@ -117,7 +125,7 @@ class Ask:
         body: Json = {
             "model": model,
             "prompt": [list(ids) for ids in self.prompts],
-            "max_tokens": 1,
+            "max_tokens": 1 + query.ahead,
             "logprobs": max(1, query.best),
             "return_tokens_as_token_ids": True,
             **_plain(salt),
@@ -146,10 +154,11 @@ class Ask:
         placed = {c.get("index"): c for c in choices if isinstance(c, dict)}
         if sorted(placed, key=str) != sorted(range(len(choices)), key=str):
             raise Nonsense("choices without their places")
-        found = [_numbers(placed[n], width) for n in range(len(choices))]
-        for numbers in found:
-            self._check(numbers, width)
-        return found
+        found = [_numbers(placed[n], width, 1 + self.query.ahead) for n in range(len(choices))]
+        for path in found:
+            for numbers in path:
+                self._check(numbers, width)
+        return [path[0] for path in found]
 
     def _check(self, numbers: Numbers, width: int) -> None:
         query = self.query
@@ -254,19 +263,27 @@ def _plain(salt: str) -> Json:
 
 
 def _kind(query: Query) -> tuple[object, ...]:
-    return query.best, query.forbidden, query.only, query.draw
+    return query.best, query.forbidden, query.only, query.draw, query.ahead
 
 
-def _numbers(choice: Mapping[str, Any], width: int) -> Numbers:
+def _numbers(choice: Mapping[str, Any], width: int, most: int) -> list[Numbers]:
+    """Return what is said of 1 to ``most`` tokens in a row, each linked to the next."""
     said = choice.get("logprobs")
     try:
-        (token,), (table,) = said["tokens"], said["top_logprobs"]  # type: ignore[index]
-        chosen = _token_id(token, width)
-        return Numbers(chosen, {_token_id(t, width): _log(v) for t, v in table.items()})
+        pairs = list(zip(said["tokens"], said["top_logprobs"], strict=True))  # type: ignore[index]
+        path = [
+            Numbers(_token_id(token, width), {_token_id(t, width): _log(v) for t, v in of.items()})
+            for token, of in pairs
+        ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, Nonsense):
             raise
-        raise Nonsense("no log-probabilities of one token") from error
+        raise Nonsense("no log-probabilities of its tokens") from error
+    if not 1 <= len(path) <= most:
+        raise Nonsense(f"log-probabilities of {len(path)} tokens, where 1 to {most} were due")
+    for numbers, then in itertools.pairwise(path):
+        numbers.then = then
+    return path
 
 
 def _token_id(token: object, width: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig
 from alignbeam.controller import AlignBeam, load_judge_of
+from alignbeam.engines.roles import refuse_engines
 from alignbeam.errors import ConfigError
 from alignbeam.eval.environment import describe_role
 from alignbeam.eval.methods import METHODS, Models, build_method
@@ -22,6 +23,7 @@ def load_models(suite: Suite) -> Models:
     ------
     ModelLoadError, TokenizerError, BridgeError, ConfigError
     """
+    refuse_engines(suite.models, "an evaluation")
     config = BeamConfig.from_mapping({**suite.beam, "seed": suite.seed})
     beam = AlignBeam.from_pretrained(
         suite.models.get("target"),

@@ -273,6 +273,13 @@ def test_examine_refuses_half_a_pair():
         examine(_settings("./somewhere", None))
 
 
+def test_doctor_refuses_a_role_on_an_engine_and_says_what_to_set(cli, folder):
+    """Before anything is loaded or asked: nothing listens there."""
+    ran = cli("doctor", folder / "target", "http://127.0.0.1:9")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "set anchor.model in place of anchor.url" in ran.err
+
+
 def test_examine_names_a_missing_folder():
     with pytest.raises(ModelLoadError, match="does not exist"):
         examine(_settings("./nowhere", "./nowhere"))

@@ -202,7 +202,9 @@ def test_killed_engine_withholds_the_answer_and_a_new_one_is_taken(servers, role
         assert ask().json()["choices"][0]["message"]["content"] == want[0]
 
 
-def test_engine_killed_in_the_middle_of_its_answers_fails_them_all(servers):
+@pytest.mark.parametrize("how", [VllmServer.kill, VllmServer.kill_core])
+def test_engine_killed_in_the_middle_of_its_answers_fails_them_all(servers, how):
+    """All of it, or only the process that holds the weights: its web server is left to answer."""
     beam = over(servers)
     with serving((beam.target, beam.anchor), beam.judge, CONFIG) as running:
 
@@ -215,12 +217,16 @@ def test_engine_killed_in_the_middle_of_its_answers_fails_them_all(servers):
             asked = [pool.submit(ask, prompt) for prompt in PROMPTS[:4]]
             streams = beam.target.client.calls
             until(lambda: beam.target.client.calls > streams + 20)
-            servers["target"].kill()
+            how(servers["target"])
             for failed in [future.result() for future in asked]:
                 # Whoever was done before has been judged; the others get nothing.
                 if failed.status_code != 200:
                     assert (failed.status_code, set(failed.json())) == (503, {"error"})
         assert any(f.result().status_code == 503 for f in asked)
+        with running.client() as client:
+            until(lambda: client.get("/ready").status_code == 503)
+            assert client.get("/ready").json()["reasons"] == ["the target's engine is down"]
+    servers["target"].kill()
     servers["target"].start()
     servers["target"].wait()
 

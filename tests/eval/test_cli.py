@@ -57,6 +57,14 @@ def test_eval_writes_a_run_prints_its_figures_and_is_taken_up_again(run, suite, 
     assert again.out == first.out
 
 
+@pytest.mark.parametrize("role", ["target", "anchor", "judge"])
+def test_eval_refuses_a_role_on_an_engine_and_says_what_to_set(run, suite, role):
+    """Before anything is loaded or asked: nothing listens there."""
+    ran = run("eval", "--suite", suite, f"--{role}", "http://127.0.0.1:9")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"set {role}.model in place of {role}.url" in ran.err
+
+
 def test_eval_splits_into_generating_and_scoring(run, suite, tmp_path):
     out = tmp_path / "out"
     early = run("eval", "--suite", suite, "-o", out, "--score-only")

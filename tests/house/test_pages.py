@@ -29,7 +29,10 @@ PAGES = [
     *sorted((REPO / "examples").rglob("README.md")),
 ]
 # Switches of programs that are not ours: lm-eval's and vLLM's.
-FOREIGN = {"--apply_chat_template", "--model", "--model_args", "--max-logprobs", "--logprobs-mode"}
+FOREIGN = {
+    *("--apply_chat_template", "--model", "--model_args"),
+    *("--max-logprobs", "--logprobs-mode", "--block-size"),
+}
 SETTINGS = get_type_hints(Settings)
 CLI = get_command(app)
 

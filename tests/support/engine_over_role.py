@@ -144,15 +144,21 @@ class EngineOverRole:
             raise
 
     def _choice(self, index: int, ids: list[int], body: Json) -> Json:
-        logits = self._logits(ids)
-        logprobs = logits.log_softmax(-1)
-        token = _take(logits, body, seed=body["seed"])
-        shown = body.get("logprob_token_ids")
-        if not shown:
-            order = logits.sort(descending=True, stable=True).indices
-            shown = order[: body["logprobs"]].tolist()
-        told = {f"token_id:{i}": max(float(logprobs[i]), -9999.0) for i in (token, *shown)}
-        said = {"tokens": [f"token_id:{token}"], "top_logprobs": [told]}
+        tokens, tables = [], []
+        for n in range(body["max_tokens"]):
+            logits = self._logits([*ids, *tokens])
+            logprobs = logits.log_softmax(-1)
+            token = _take(logits, body, seed=body["seed"] + n)
+            shown = body.get("logprob_token_ids")
+            if not shown:
+                order = logits.sort(descending=True, stable=True).indices
+                shown = order[: body["logprobs"]].tolist()
+            told = (token, *shown)
+            tables.append({f"token_id:{i}": max(float(logprobs[i]), -9999.0) for i in told})
+            tokens.append(token)
+            if token in self.role.end_ids:
+                break
+        said = {"tokens": [f"token_id:{t}" for t in tokens], "top_logprobs": tables}
         return {"index": index, "logprobs": said, "finish_reason": "length"}
 
     def _logits(self, ids: list[int]) -> torch.Tensor:

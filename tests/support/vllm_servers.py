@@ -42,6 +42,9 @@ class VllmServer:
             *("nice", "-n", "5", python, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", model, "--served-model-name", served, "--dtype", "float32"),
             *("--enforce-eager", "--max-logprobs", "200", "--max-num-seqs", "64"),
+            # By default a worker of its own spins for a second after each step, which starves
+            # the other engines on few cores, and blocks of 128 tokens hold no short prompt.
+            *("--distributed-executor-backend", "uni", "--block-size", "32"),
             *("--host", "127.0.0.1"),
         ]
         self._log = log
@@ -52,6 +55,7 @@ class VllmServer:
         """Start the process; see ``wait``."""
         settings = {
             "OMP_NUM_THREADS": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else "uni" is not heeded
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
@@ -80,6 +84,19 @@ class VllmServer:
     def signal(self, number: int) -> None:
         """Send a signal to the server and all its workers."""
         os.killpg(self._process.pid, number)
+
+    def kill_core(self) -> None:
+        """End what holds the weights and no more, as the kernel does when memory runs out."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                group = int((folder / "stat").read_text().rpartition(")")[2].split()[2])
+                core = b"EngineCore" in (folder / "cmdline").read_bytes()
+            except OSError:  # it has ended meanwhile
+                continue
+            if core and group == self._process.pid:
+                os.kill(int(folder.name), signal.SIGKILL)
+                return
+        raise RuntimeError("no engine core to kill")
 
     def kill(self) -> None:
         """End all of it at once."""

@@ -1,0 +1,133 @@
+"""What engines are asked beforehand: fewer trips where it comes so, and no other answer ever."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import random_pair
+
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.decoding.choice import Choice
+from alignbeam.decoding.foresight import Foresight
+from alignbeam.engines.rows import RemoteRows
+from alignbeam.engines.vllm import GREEDY, Numbers
+from alignbeam.judge import CallableJudge
+
+CONFIG = BeamConfig(mix_steps=6, beams=3, top_b=20, max_new_tokens=14)
+QUESTIONS = ("Hello!", "What is 2+2?", "Wie geht's?")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return random_pair()
+
+
+def asked_by(served, pair, **settings):
+    """The tokens of each question's candidates, and what the two engines were asked for them."""
+    (target, asks_target), (anchor, asks_anchor) = (served(role) for role in pair)
+    beam = AlignBeam(asks_target, asks_anchor, CallableJudge(lambda *_: 1.0), CONFIG)
+    begin = len(target.asked), len(anchor.asked)
+    results = beam.generate_batch(QUESTIONS, settings)
+    found = [[c.token_ids for c in r.candidates] for r in results]
+    return found, target.asked[begin[0] :], anchor.asked[begin[1] :]
+
+
+def here(pair, **settings):
+    beam = AlignBeam(*pair, CallableJudge(lambda *_: 1.0), CONFIG)
+    return [[c.token_ids for c in r.candidates] for r in beam.generate_batch(QUESTIONS, settings)]
+
+
+def test_steps_that_go_as_the_anchor_would_share_their_trips(served, pair):
+    found, target, anchor = asked_by(served, pair, alpha=1.0)
+    assert found == here(pair, alpha=1.0)
+    # One request for a step of all beams would be mix_steps for each question.
+    assert len(anchor) < CONFIG.mix_steps * len(QUESTIONS)
+    assert max(len(body["prompt"]) for body in target if not body.get("stream")) > CONFIG.beams
+    streams = [body for body in target if body.get("stream")]
+    assert len(streams) < 2 * CONFIG.beams * len(QUESTIONS)
+
+
+def test_steps_that_go_another_way_ask_anew_and_drop_what_was_begun(served, pair):
+    found, target, _ = asked_by(served, pair, alpha=0.0)
+    assert found == here(pair, alpha=0.0)
+    streams = [body for body in target if body.get("stream")]
+    assert len(streams) > CONFIG.beams * len(QUESTIONS)
+
+
+def test_reach_follows_what_became_of_guesses():
+    foresight = Foresight()
+    assert foresight.reach > BeamConfig().mix_steps
+
+    def see(guess, times):
+        one = Choice((1,), (0.0,), 1.0, 1.0, 1.0, empty_support=False, non_finite=False)
+        foresight.saw([guess] * times, [one] * times)
+        return foresight.reach
+
+    assert see(2, 200) == 0
+    assert 0 < see(1, 50) < 4
+    assert see(1, 1000) > 100
+
+
+class Stream:
+    def __init__(self, ids, *_):
+        self.ids, self.closed = list(ids), False
+
+    def close(self):
+        self.closed = True
+
+
+class Role:
+    name = "target"
+    stream = Stream
+
+
+def known_after(rows, row=0):
+    return {path: numbers.chosen for path, numbers in rows.known(row).items()}
+
+
+@pytest.fixture
+def rows():
+    rows = RemoteRows(Role, [[1, 2]])
+    for path, chosen in {(): 3, (3,): 4, (3, 4): 5, (9,): 8}.items():
+        rows.known(0)[path] = Numbers(chosen)
+    return rows
+
+
+def test_row_that_grows_keeps_what_was_said_of_its_way(rows):
+    rows.extend([[3]])
+    assert known_after(rows) == {(): 4, (4,): 5}
+    rows.replace_suffixes([2], [[3, 4]])
+    assert known_after(rows) == {(): 5}
+    rows.replace_suffixes([2], [[7]])
+    assert known_after(rows) == {}
+    assert rows.ids == [[1, 2, 7]]
+
+
+def test_row_that_stays_keeps_all_and_forks_do_not_share(rows):
+    rows.replace_suffixes([1], [[2]])
+    rows.select([0, 0])
+    rows.extend([[9], []])
+    assert known_after(rows, 0) == {(): 8}
+    assert known_after(rows, 1) == {(): 3, (3,): 4, (3, 4): 5, (9,): 8}
+
+
+def test_completion_begun_beforehand_is_read_where_the_row_comes_there(rows):
+    rows.begin(0, (3, 4), 5, GREEDY, 0)
+    rows.extend([[3]])
+    rows.extend([[4]])
+    stream = rows.complete(0, 5, GREEDY, 0)
+    assert stream.ids == [1, 2, 3, 4]
+    rows.extend([[5]])
+    assert rows.complete(0, 4, GREEDY, 0) is stream
+    assert not stream.closed
+
+
+@pytest.mark.parametrize("way", [[[3]], [[3, 5]], [[9]]])
+def test_completion_begun_beforehand_is_dropped_where_the_row_goes_elsewhere(rows, way):
+    rows.begin(0, (3, 4), 5, GREEDY, 0)
+    (begun,) = [row.stream for row in rows._rows]
+    rows.extend(way)
+    stream = rows.complete(0, 5, GREEDY, 0)
+    assert stream.ids == [1, 2, *way[0]]
+    assert begun.closed
+    rows.select([])
+    assert stream.closed
