@@ -31,7 +31,7 @@ PAGES = [
 # Switches of programs that are not ours: lm-eval's and vLLM's.
 FOREIGN = {
     *("--apply_chat_template", "--model", "--model_args"),
-    *("--max-logprobs", "--logprobs-mode", "--block-size"),
+    *("--max-logprobs", "--logprobs-mode", "--block-size", "--distributed-executor-backend"),
 }
 SETTINGS = get_type_hints(Settings)
 CLI = get_command(app)
