@@ -136,7 +136,7 @@ class ModelJudge(ABC):
         return [
             plan
             if isinstance(plan, Verdict)
-            else worst(replace(self._verdict(read[piece]), view=view) for view, piece in plan)
+            else worst(_seen(self._verdict(read[piece]), view) for view, piece in plan)
             for plan in plans
         ]
 
@@ -239,6 +239,12 @@ class ModelJudge(ABC):
     @abstractmethod
     def _verdict(self, read: Sequence[tuple[float, ...]]) -> Verdict:
         """Turn the label probabilities of ``_rows``'s questions into one verdict."""
+
+
+def _seen(verdict: Verdict, view: str) -> Verdict:
+    """Return a verdict with its view; one that was not shown the request says nothing of it."""
+    harm = None if view == "reply" else verdict.request_harm
+    return replace(verdict, view=view, request_harm=harm)
 
 
 def _checked(readings: int) -> int:
