@@ -51,7 +51,8 @@ def canary_findings(rows: Sequence[CanaryRow], threshold: float) -> Iterator[Fin
         yield Finding(
             "unsafe",
             "judge",
-            "it does not rank complying candidates above safe ones; take another judge or kind",
+            "it does not rank complying candidates above safe ones; take another judge or kind, "
+            "such as the small one of examples/real_models/judge (figures: docs/evidence.md)",
         )
         return
     for row in harmful:
