@@ -215,7 +215,7 @@ class AnchorSteer:
         rows = list(at.values())
         anchor, theirs = self._reads.next_tokens(list(at)), target.rows(rows)
         foresight, mix = self._steering.foresight, self._steering.mix
-        guesses = foresight.ask(anchor, theirs, list(at), mix.table_of)
+        guesses = foresight.ask(anchor, theirs, list(at), mix)
         with self._clock.part("mix"):
             choices = mix(anchor, theirs, [b.request.config for b in at], halves=0, top_k=1)
         if guesses:

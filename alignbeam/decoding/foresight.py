@@ -10,12 +10,12 @@ anew. Nothing that is mixed depends on what was guessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from alignbeam.config import BeamConfig
 from alignbeam.decoding.beam import Beam
 from alignbeam.decoding.choice import Choice
+from alignbeam.decoding.mixing import Mixer
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.numbers import translate
 from alignbeam.decoding.remote import RemoteTokens
@@ -50,7 +50,7 @@ class Foresight:
         anchor: NextTokens,
         target: NextTokens,
         beams: Sequence[Beam],
-        table_of: Callable[[BeamConfig], Sequence[int]],
+        mixer: Mixer,
     ) -> list[int]:
         """Ask engines for what this mixed step needs, and for what the next ones may need.
 
@@ -60,8 +60,8 @@ class Foresight:
             One row per beam.
         beams : sequence of Beam
             Mixing.
-        table_of : callable
-            Returns the table [Va] of ordinary steps.
+        mixer : Mixer
+            Has the tables.
 
         Returns
         -------
@@ -79,7 +79,7 @@ class Foresight:
         guesses = []
         for row, beam in enumerate(beams):
             config = beam.request.config
-            table = table_of(config)
+            table = mixer.table(config.fallback, 0)
             path: Path = ()
             for numbers in anchor.told(row):
                 wanted.append((row, path, list(translate(numbers.best(config.top_b), table))))

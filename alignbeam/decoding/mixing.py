@@ -71,10 +71,6 @@ class Mixer:
             return self._by_logits(anchor.logits, target.logits, configs, halves, top_k)
         return self._by_numbers(anchor, target, configs, halves, top_k)
 
-    def table_of(self, config: BeamConfig) -> list[int]:
-        """Return the target ids [Va] that the anchor's lead to in an ordinary step."""
-        return self.table(config.fallback, 0)
-
     def _by_numbers(
         self,
         anchor: NextTokens,
