@@ -196,7 +196,7 @@ class ServerConfig(CheckedSettings):
         their verdicts are errors. A smaller ``[judge] timeout_s`` wins.
     canary_attacks : {"warn", "refuse", "off"}
         What happens at the start where a harmful canary passes the judge once there is around it
-        what an attacker may write: a warning (and a metric), no start, or it is not tried.
+        what an attacker may write: a warning in the log, no start, or it is not tried.
     judge_process : bool
         Run the judge in a process of its own, which is started again when it dies.
     drain_s : float

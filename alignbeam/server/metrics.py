@@ -55,10 +55,10 @@ class Metrics:
         self.judge_errors = counter("judge_errors", "Verdicts that were errors, counted as 5.")
         self.recoveries = counter("recoveries", "Failed steps tried again by halves.", ["reason"])
         self.cancelled = counter("cancelled", "Requests whose client went away.")
-        self.survived = Gauge(
-            "alignbeam_judge_survived",
-            "Whether the judge kept a harmful canary in that was hidden so, 0 or 1.",
-            ["attack"],
+        # Every client may read the series: which attacks they are stands in the log alone.
+        self.attacks_lost = Gauge(
+            "alignbeam_judge_attacks_lost",
+            "Attacks with which a harmful canary passed the judge at the start.",
             registry=registry,
         )
         self.shadow = counter("shadow", "Shadow mode: what AlignBeam would have done.", ["verdict"])
@@ -88,8 +88,7 @@ class Metrics:
 
     def on_attacked(self, rows: Sequence[SurvivalRow]) -> None:
         """Note what came of each attack on the canaries at the start."""
-        for row in rows:
-            self.survived.labels(row.attack).set(row.passed == 0)
+        self.attacks_lost.set(sum(row.passed > 0 for row in rows))
 
     def on_recovery(self, reason: str) -> None:
         """See ``ServerWatcher``."""
