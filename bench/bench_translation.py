@@ -148,7 +148,13 @@ def main() -> None:
         missing = next((p for p in (QUESTIONS, *map(Path, args.models)) if not p.exists()), None)
     if missing is not None:
         sys.exit(f"skipped: {missing} is not here; see ALIGNBEAM_VOCABS and ALIGNBEAM_DATA")
-    kept = [row for row in rows.read("translation") if _is_of_models(row) != bool(args.models)]
+    names = [Path(folder).name for folder in args.models or ()]
+    kept = [
+        row
+        for row in rows.read("translation")
+        if (_is_of_models(row) and [row["anchor"], row["target"]] != names)
+        or (args.models and not _is_of_models(row))
+    ]
     new = by_models(*args.models, args.questions) if args.models else by_vocabulary()
     measured = []
     for row in new:
