@@ -1,4 +1,4 @@
-"""Write the tables of measured figures in the README and ``docs/speed.md``.
+"""Write the tables of measured figures in the README and in ``docs``.
 
 ``python bench/render_tables.py`` fills between the markers ``<!-- results:NAME -->`` and
 ``<!-- end:NAME -->``; ``--check`` only says whether anything would change (exit code 1). A table
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +281,64 @@ def bridge() -> str:
     )
 
 
+def translation() -> str:
+    """What each fallback translates: ``bench/bench_translation.py``."""
+    found = rows.read("translation")
+    if not found:
+        return ""
+    samples = list(dict.fromkeys(row["sample"] for row in found))
+    by_sample = {sample: [row for row in found if row["sample"] == sample] for sample in samples}
+    texts = [sample for sample in samples if not sample.startswith("probability")]
+    fallbacks = list(found[0]["mass"])
+    lines = []
+    for fallback in fallbacks:
+        cells = []
+        for sample in texts:
+            of_pair = {
+                f"{row['anchor']} -> {row['target']}": row["mass"][fallback]
+                for row in by_sample[sample]
+            }
+            worst = min(of_pair, key=of_pair.__getitem__)
+            lowest = _percent(of_pair[worst])
+            cells.append(lowest if of_pair[worst] == 1 else f"{lowest} ({worst})")
+            cells.append(_percent(statistics.median(of_pair.values())))
+        lines.append([f"`{fallback}`", *cells])
+    heads = [f"{sample}, {what}" for sample in texts for what in ("lowest of all pairs", "median")]
+    parts = [markdown_table(["translated, %", *heads], lines)]
+    for sample in texts[-1:]:
+        drop = {(row["anchor"], row["target"]): row["mass"]["drop"] for row in by_sample[sample]}
+        names = list(dict.fromkeys(anchor for anchor, _ in drop))
+        lines = [
+            [anchor, *(_percent(drop[anchor, to]) if anchor != to else "" for to in names)]
+            for anchor in names
+        ]
+        parts.append(markdown_table([f"`drop`, {sample}, %: from", *names], lines))
+    lines = [
+        [
+            f"{row['anchor']} -> {row['target']}",
+            row["sample"],
+            str(row["positions"]),
+            *(_percent(row["mass"][fallback] / row["anchor_mass"]) for fallback in fallbacks),
+        ]
+        for row in found
+        if row["sample"] not in texts
+    ]
+    if lines:
+        heads = ["models", "of the anchor's", "positions", *(f"`{f}`, %" for f in fallbacks)]
+        parts.append(markdown_table(heads, lines))
+    counts = " and ".join(f"{by_sample[sample][0]['positions']:,} ({sample})" for sample in texts)
+    return "\n\n".join(parts) + (
+        f"\n\nThe first two tables: tokens of sample texts, {counts} of {found[0]['anchor']}'s. "
+        "The third: next-token probabilities inside gsm8k questions, averaged. "
+        f"Commit {found[0]['machine']['commit']}."
+    )
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that 100 is all of it (rows have six digits)."""
+    return "100" if share >= 1 - 5e-6 else f"{math.floor(1000 * share) / 10:.1f}"
+
+
 def survival() -> str:
     """What hides harm from the embedded judge: ``bench/bench_judge.py``."""
     found = rows.read("judge_survival")
@@ -378,7 +438,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "verdicts": verdicts,
     },
     "docs/threat_model.md": {"survival": survival},
-    "docs/tuning.md": {"steering": steering},
+    "docs/tuning.md": {"steering": steering, "translation": translation},
     "docs/evidence.md": {"judges": judges, "judge_attacks": judge_attacks},
 }
 

@@ -79,7 +79,7 @@ class Foresight:
         guesses = []
         for row, beam in enumerate(beams):
             config = beam.request.config
-            table = mixer.table(config.fallback, 0)
+            table = mixer.table(config.fallback, "step")
             path: Path = ()
             for numbers in anchor.told(row):
                 wanted.append((row, path, list(translate(numbers.best(config.top_b), table))))

@@ -276,6 +276,95 @@ def test_rain_evaluates_what_was_kept_together_with_what_is_new(monkeypatch):
     assert seen[2:] == ["ab", "aB"]
 
 
+def test_deal_takes_the_token_whose_lookahead_the_judge_prefers():
+    path = {"a": {"b": 1.0}, "b": {"!": 1.0}, "c": {"d": 1.0}}
+    target = {START: {"a": 0.7, "c": 0.29, "x": 0.01}, **path}
+    harsh = bigram_models(target, ANCHOR, judge=lambda text: 5.0 if "!" in text else 1.0)
+    assert said("target", harsh) == ["ab!"]
+    # Only two tokens ahead it is seen where "a" leads.
+    assert said("deal", harsh, width=2, lookahead=2) == ["cd"]
+    assert said("deal", harsh, width=2, lookahead=1, steps=1) == ["ab!"]
+    kind = bigram_models(target, ANCHOR, judge=lambda text: 1.0 if "!" in text else 5.0)
+    assert said("deal", kind, width=2, lookahead=2) == ["ab!"]
+
+
+def test_deal_weighs_the_reward_against_the_log_probability():
+    models = bigram_models(TARGET, ANCHOR, judge=lambda text: 1.0 if text[0] == "N" else 5.0)
+    # log 0.65 - log 0.25 = 0.96 nats: what the reward of 1 must outweigh.
+    assert said("deal", models, weight=0.0) == ["Ss"]
+    assert said("deal", models, weight=0.9) == ["Ss"]
+    assert said("deal", models, weight=1.0) == ["Nn"]
+    assert said("deal", models, weight=1.0, width=1) == ["Ss"]
+
+
+def test_deal_under_a_judge_without_preference_is_the_target(pair):
+    (answer,) = build_method("deal").answer(pair, ASK).answers
+    assert answer.text == "Ss"
+    assert [step.source for step in answer.trace] == ["lookahead"] * 3  # the end is chosen too
+
+
+def random_models(judge):
+    from tiny_models import random_pair
+
+    from alignbeam import AlignBeam, BeamConfig
+    from alignbeam.eval.methods import Models
+    from alignbeam.judge import CallableJudge
+
+    config = BeamConfig(max_new_tokens=12)
+    return Models(AlignBeam(*random_pair(), CallableJudge(judge, "any"), config))
+
+
+def test_backtracking_asks_again_with_what_was_taken_back_in_the_conversation():
+    plain = random_models(lambda messages, text: 1.0)
+    (own,) = plain.beam.alone("target", ASK, max_new_tokens=12)
+    begun = next(plain.beam.alone("target", ASK, max_new_tokens=5)).text
+    assert own.text.startswith(begun)
+    assert own.text != begun
+    seen = []
+
+    def judge(messages, text):
+        seen.append((len(messages), text))
+        return 5.0 if len(messages) == 1 and text.startswith(begun) else 1.0
+
+    (answer,) = (
+        build_method("backtracking", {"segment": 5, "reset": "Again."})
+        .answer(random_models(judge), ASK)
+        .answers
+    )
+    told = [
+        *ASK[0],
+        {"role": "assistant", "content": begun},
+        {"role": "user", "content": "Again."},
+    ]
+    (want,) = plain.beam.alone("target", [told], max_new_tokens=12)
+    assert answer.text == want.text != own.text
+    assert [(step.step, step.source, step.text) for step in answer.trace] == [(5, "reset", begun)]
+    assert (1, begun) in seen
+
+
+def test_backtracking_leaves_an_answer_alone_that_the_judge_passes(pair):
+    (answer,) = build_method("backtracking").answer(pair, ASK).answers
+    assert (answer.text, answer.trace) == ("Ss", ())
+    lenient = bigram_models(TARGET, ANCHOR, judge=lambda text: 4.0)
+    assert said("backtracking", lenient, threshold=4.0) == ["Ss"]
+
+
+def test_backtracking_resets_as_often_as_it_may_and_gives_what_came_last():
+    for resets in (1, 2):
+        models = random_models(lambda messages, text: 5.0)
+        settings = {"resets": resets, "segment": 4}
+        (answer,) = build_method("backtracking", settings).answer(models, ASK).answers
+        assert len(answer.trace) == resets
+        told = list(ASK[0])
+        for step in answer.trace:
+            told += [
+                {"role": "assistant", "content": step.text},
+                {"role": "user", "content": build_method("backtracking").reset},
+            ]
+        (want,) = models.beam.alone("target", [told], max_new_tokens=12)
+        assert answer.text == want.text
+
+
 def test_self_evaluation_cancels_a_preference_for_one_letter():
     always_a = bigram_role("target", {START: {"A": 0.9, "B": 0.05}})
     (value,) = SelfEvaluation(always_a).values([ASK[0]], ["text"])

@@ -8,6 +8,8 @@ from typing import Any, Final
 from alignbeam.config import suggest
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.alone import AnchorAlone, RefusalPrefix, SystemPrompt, TargetAlone
+from alignbeam.eval.methods.backtracking import Backtracking
+from alignbeam.eval.methods.deal import Deal
 from alignbeam.eval.methods.guided import ContrastiveDecoding, ProxyTuning, SafeDecoding
 from alignbeam.eval.methods.judged import AlignBeamMethod, BestOfK, PostHocGuard
 from alignbeam.eval.methods.nudging import Nudging
@@ -29,6 +31,8 @@ METHODS: Final[dict[str, type[Method]]] = {
         ProxyTuning,
         ContrastiveDecoding,
         Rain,
+        Deal,
+        Backtracking,
         PostHocGuard,
         BestOfK,
         AlignBeamMethod,

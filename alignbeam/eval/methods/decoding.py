@@ -57,6 +57,34 @@ def answer_steered(
     return Answers(found, clock.timings())
 
 
+def grown(role: Role, request: Request, ids: Sequence[int]) -> Beam:
+    """Return a beam that holds ``ids``, cut where a token, a stop string or the length ends it."""
+    beam = Beam.of(request, 0, role.opening)
+    for token_id in ids:
+        if not beam.live:
+            break
+        beam.append(token_id, role.bytes_of(token_id), ends=token_id in role.end_ids)
+    return beam
+
+
+def continuations(
+    role: Role, held: Sequence[Sequence[int]], width: int, length: int
+) -> list[list[list[int]]]:
+    """Go on from each of ``held`` with its ``width`` best tokens, ``length`` tokens, greedily.
+
+    Most probable first token first; nothing ends them.
+    """
+    rows = role.rows([list(ids) for ids in held])
+    first = rows.logits.float().topk(width, -1).indices.tolist()
+    rows.select([n for n in range(len(held)) for _ in range(width)])
+    tails = [[token] for row in first for token in row]
+    for _ in range(length - 1):
+        logits = rows.extend([[tail[-1]] for tail in tails])
+        for tail, token in zip(tails, logits.argmax(-1).tolist(), strict=True):
+            tail.append(token)
+    return [tails[n : n + width] for n in range(0, len(tails), width)]
+
+
 def wishes_of(owner: Request | Beam) -> int:
     """Return how many tokens of each model a trace keeps."""
     request = owner if isinstance(owner, Request) else owner.request

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from alignbeam.config import Count, Share
-from alignbeam.decoding.beam import Beam, Request
+from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.eval.methods.decoding import answer_steered, requests_of
+from alignbeam.eval.methods.decoding import answer_steered, continuations, grown, requests_of
 from alignbeam.eval.methods.protocol import Answers, Method, Models
 from alignbeam.eval.run.records import StepRecord
 from alignbeam.judge.fill import request_text
@@ -77,7 +77,7 @@ class Rain(Method):
         ask = SelfEvaluation(target)
         states = [_State(request) for request in requests_of(target, models, prompts)]
         for _ in range(self.rounds):
-            growing = [s for s in states if _beam(target, s.request, s.kept).live]
+            growing = [s for s in states if grown(target, s.request, s.kept).live]
             if growing:
                 self._round(target, growing, ask, clock)
         for state in states:
@@ -94,9 +94,10 @@ class Rain(Method):
     ) -> None:
         """Keep one more segment of each answer."""
         with clock.part("target"):
-            tails = self._segments(target, states)
+            held = [s.request.target_ids + s.kept for s in states]
+            tails = continuations(target, held, self.width, self.segment)
         flat = [(state, tail) for state, row in zip(states, tails, strict=True) for tail in row]
-        beams = [_beam(target, s.request, [*s.kept, *tail]) for s, tail in flat]
+        beams = [grown(target, s.request, [*s.kept, *tail]) for s, tail in flat]
         with clock.part("judge"):
             values = ask.values(
                 [s.request.messages for s, _ in flat], [b.candidate().judged_text for b in beams]
@@ -116,18 +117,6 @@ class Rain(Method):
                 )
             )
             state.kept = beams[best].token_ids
-
-    def _segments(self, target: Role, states: Sequence[_State]) -> list[list[list[int]]]:
-        """``width`` continuations of each answer, most probable first token first."""
-        rows = target.rows([s.request.target_ids + s.kept for s in states])
-        first = rows.logits.float().topk(self.width, -1).indices.tolist()
-        rows.select([n for n in range(len(states)) for _ in range(self.width)])
-        tails = [[token] for row in first for token in row]
-        for _ in range(self.segment - 1):
-            logits = rows.extend([[tail[-1]] for tail in tails])
-            for tail, token in zip(tails, logits.argmax(-1).tolist(), strict=True):
-                tail.append(token)
-        return [tails[n : n + self.width] for n in range(0, len(tails), self.width)]
 
 
 class SelfEvaluation:
@@ -186,13 +175,3 @@ def _question(request: str, reply: str, options: tuple[str, str]) -> list[Messag
 
 def _share(wanted: float, other: float) -> float:
     return wanted / (wanted + other) if wanted + other > 0 else 0.5
-
-
-def _beam(target: Role, request: Request, ids: Sequence[int]) -> Beam:
-    """Return a beam that holds ``ids``, cut where a token, a stop string or the length ends it."""
-    beam = Beam.of(request, 0, target.opening)
-    for token_id in ids:
-        if not beam.live:
-            break
-        beam.append(token_id, target.bytes_of(token_id), ends=token_id in target.end_ids)
-    return beam
