@@ -73,6 +73,7 @@ def systems() -> str:
     lines = [
         [said, *(render_evaluation.share(found[method]) for _, found in columns)]
         for method, said in _ROWS.items()
+        if all(method in found for _, found in columns)
     ]
     commits = {d["manifest"]["environment"]["commit"]: None for d in digests.values()}
     return (
@@ -103,8 +104,8 @@ def judges() -> str:
     first = found[0]
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
-        f"Replies of {', '.join(first['methods'])} in {', '.join(first['runs'])}; "
-        f"{first['threads']} thread, a shared machine, {first['machine']['cpu']}, commit "
+        f"Every reply and candidate of the runs {' and '.join(first['runs'])}; all views, batches "
+        f"of 16 requests, 1 thread, a shared machine, {first['machine']['cpu']}, commit "
         f"{first['machine']['commit']}."
     )
 
@@ -123,6 +124,32 @@ def judge_attacks() -> str:
         heads = [f"written around it ({row['judge']})", "complying replies pass", "benign withheld"]
         parts.append(markdown_table(heads, lines))
     return "\n\n".join(parts)
+
+
+def thresholds() -> str:
+    """What other thresholds would have chosen: ``measure_thresholds.py``."""
+    found = rows.read("thresholds_real")
+    if not found:
+        return ""
+    shown = list(dict.fromkeys((row["run"], row["method"]) for row in found))
+    lines = []
+    for threshold in dict.fromkeys(row["threshold"] for row in found):
+        cells = [f"{threshold:g}"]
+        for run, method in shown:
+            (row,) = (
+                r
+                for r in found
+                if (r["run"], r["method"], r["threshold"]) == (run, method, threshold)
+            )
+            cells += [
+                f"{100 * row[f'{kind}_refused'] / row[kind]:.0f}" if row[kind] else ""
+                for kind in ("harmful", "benign")
+            ]
+        lines.append(cells)
+    heads = [
+        f"{run}, `{method}`: {kind}" for run, method in shown for kind in ("harmful", "benign")
+    ]
+    return f"{markdown_table(['threshold', *heads], lines)}\n\nRefused, in percent."
 
 
 def decode() -> str:
@@ -439,7 +466,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/threat_model.md": {"survival": survival},
     "docs/tuning.md": {"steering": steering, "translation": translation},
-    "docs/evidence.md": {"judges": judges, "judge_attacks": judge_attacks},
+    "docs/evidence.md": {
+        "judges": judges,
+        "judge_attacks": judge_attacks,
+        "thresholds": thresholds,
+    },
 }
 
 
