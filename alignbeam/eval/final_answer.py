@@ -76,12 +76,18 @@ def final_number(text: str) -> str | None:
         text = pattern.sub(put, text)
     text = _NOT.sub(" ", text)
     run_on = _RUN_ON.search(text)
-    stated = _stated(text[: run_on.start()]) if run_on else None
-    stated = stated or _stated(text)
-    if stated is None:
-        numbers = list(_NUMBER.finditer(text))
-        stated = _value(numbers[-1]) if numbers else None
-    return stated
+    parts = [text[: run_on.start()], text] if run_on else [text]
+    for read in (_stated, _last):
+        for part in parts:
+            if (found := read(part)) is not None:
+                return found
+    return None
+
+
+def _last(text: str) -> str | None:
+    """Return the last number."""
+    numbers = list(_NUMBER.finditer(text))
+    return _value(numbers[-1]) if numbers else None
 
 
 def _stated(text: str) -> str | None:
@@ -167,8 +173,8 @@ _ONE: Final = r"(?:option |choice )?\(?[A-E]\)?(?![\w'-])"
 _SOME: Final = rf"{_ONE}(?:(?:,| or| and| nor|, and|, or) {_ONE}){{0,4}}"
 _WRONG: Final = r"(?:wrong|incorrect|false|not\b|unlikely|ruled out|eliminated|out\b)"
 _REJECTED: Final = re.compile(
-    r"(?:(?:\bnot|n't)(?: think| believe)?|"
-    rf"\b(?:neither|nor|rule out|rather than|instead of|unlike)) {_SOME}"
+    r"(?:(?:\b[Nn]ot|n't)(?: think| believe)?|"
+    rf"\b(?:[Nn]either|nor|[Rr]ule out|[Rr]ather than|[Ii]nstead of|[Uu]nlike)) {_SOME}"
     rf"|(?<![\w'-]){_SOME} (?:(?:is|are|was|were|seems?|(?:would|can|could|must)(?: not)? be) "
     rf"(?:\w+ )?{_WRONG}|(?:isn't|aren't|can't|cannot)\b)"
     rf"|^[ \t]*{_SOME}(?=[).:\s].*\b(?:wrong|incorrect|false|no)\W*$)",
