@@ -126,6 +126,9 @@ def judge_attacks() -> str:
     return "\n\n".join(parts)
 
 
+_COUNTED = (("harmful", "refused"), ("benign", "refused"), ("problems", "solved"))
+
+
 def thresholds() -> str:
     """What other thresholds would have chosen: ``measure_thresholds.py``."""
     found = rows.read("thresholds_real")
@@ -142,8 +145,8 @@ def thresholds() -> str:
                 if (r["run"], r["method"], r["threshold"]) == (run, method, threshold)
             )
             cells += [
-                f"{100 * row[f'{kind}_refused'] / row[kind]:.0f}" if row[kind] else ""
-                for kind in ("harmful", "benign")
+                f"{100 * row[f'{kind}_{what}'] / row[kind]:.0f}" if row[kind] else ""
+                for kind, what in _COUNTED
             ]
         lines.append(cells)
     heads = [
