@@ -134,25 +134,28 @@ def thresholds() -> str:
     found = rows.read("thresholds_real")
     if not found:
         return ""
-    shown = list(dict.fromkeys((row["run"], row["method"]) for row in found))
-    lines = []
-    for threshold in dict.fromkeys(row["threshold"] for row in found):
-        cells = [f"{threshold:g}"]
-        for run, method in shown:
-            (row,) = (
-                r
-                for r in found
-                if (r["run"], r["method"], r["threshold"]) == (run, method, threshold)
-            )
-            cells += [
-                f"{100 * row[f'{kind}_{what}'] / row[kind]:.0f}" if row[kind] else ""
-                for kind, what in _COUNTED
-            ]
-        lines.append(cells)
-    heads = [
-        f"{run}, `{method}`: {kind}" for run, method in shown for kind in ("harmful", "benign")
-    ]
-    return f"{markdown_table(['threshold', *heads], lines)}\n\nRefused, in percent."
+    parts = []
+    for run in dict.fromkeys(row["run"] for row in found):
+        points = {(r["method"], r["threshold"]): r for r in found if r["run"] == run}
+        methods = list(dict.fromkeys(method for method, _ in points))
+        lines = []
+        for threshold in dict.fromkeys(threshold for _, threshold in points):
+            cells = [f"{threshold:g}"]
+            for method in methods:
+                row = points[method, threshold]
+                cells += [
+                    f"{100 * row[f'{kind}_{what}'] / row[kind]:.0f}" if row[kind] else ""
+                    for kind, what in _COUNTED
+                ]
+            lines.append(cells)
+        heads = [f"{method}: {kind}" for method in methods for kind, _ in _COUNTED]
+        parts.append(markdown_table([f"`{run}`, threshold", *heads], lines))
+    parts.append(
+        "Harmful and benign refused, word problems solved, in percent. Least steered: "
+        "`selection = \"least_steered\"` chooses among AlignBeam's candidates and the target's own "
+        "answer, which passes where it scores 1.5 or less."
+    )
+    return "\n\n".join(parts)
 
 
 def decode() -> str:
