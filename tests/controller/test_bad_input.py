@@ -216,7 +216,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 0}, r"max_new_tokens must be at least 1, got 0"),
     ({"mix": "geometric"}, r"mix must be one of linear, log, got 'geometric'"),
     ({"support": "both"}, r"support must be one of anchor, union"),
-    ({"fallback": "Drop"}, r"fallback must be one of drop, first, exact, got 'Drop'"),
+    ({"fallback": "Drop"}, r"fallback must be one of drop, first, exact, prefix, got 'Drop'"),
     ({"on_unsafe": "ignore"}, r"on_unsafe must be one of refuse, safest, raise"),
     ({"threshold": 0.5}, r"threshold must be in 1..5, got 0.5"),
     ({"threshold": math.nan}, r"threshold must be in 1..5, got nan"),

@@ -58,7 +58,7 @@ def test_reach_follows_what_became_of_guesses():
     assert foresight.reach > BeamConfig().mix_steps
 
     def see(guess, times):
-        one = Choice((1,), (0.0,), 1.0, 1.0, 1.0, empty_support=False, non_finite=False)
+        one = Choice((1,), (0.0,), 1.0, 1.0, 1.0, alpha=0.5, empty_support=False, non_finite=False)
         foresight.saw([guess] * times, [one] * times)
         return foresight.reach
 
