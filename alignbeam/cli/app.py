@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from alignbeam.cli import chat, demo, doctor, evaluate, generate, harmbench, report, serve
+from alignbeam.cli import chat, demo, doctor, evaluate, generate, harmbench, report, serve, tune
 from alignbeam.version import __version__
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=demo.EPILOG)(demo.demo)
 app.command("eval", epilog=evaluate.EVAL_EPILOG)(evaluate.evaluate)
 app.command(epilog=evaluate.SWEEP_EPILOG)(evaluate.sweep)
+app.command(epilog=tune.EPILOG)(tune.tune)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.add_typer(harmbench.app, name="harmbench")

@@ -7,13 +7,15 @@ then in the cache, and is otherwise downloaded once. Nothing harmful ships with 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import random
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from alignbeam.cache_folder import cache_folder, make_cache_folder
 from alignbeam.data_file import Row, read_rows
@@ -22,6 +24,8 @@ from alignbeam.eval.download import MAX_BYTES, Progress, download, sha256_of
 from alignbeam.eval.run.records import Label
 from alignbeam.models.conversation import Prompt, as_messages
 
+#: Halves of a set: one to choose settings on, the other to say what they are worth.
+Part = Literal["all", "tuning", "held-out"]
 _PACKAGED: Final = Path(__file__).parent / "sets"
 
 
@@ -271,6 +275,25 @@ def locate(
         f"data set {declared.name} is not here ({declared.file} in "
         f"{data or 'ALIGNBEAM_DATA, which is not set'}); {why}"
     )
+
+
+def part_of(samples: Sequence[Sample], part: Part, seed: int) -> list[Sample]:
+    """Return one half of a set, in file order; the same prompt is never in both.
+
+    The halves depend on the seed and the prompts alone.
+    """
+    if part == "all":
+        return list(samples)
+
+    def place(sample: Sample) -> str:
+        text = json.dumps([seed, as_messages(sample.prompt)], sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    places = [place(sample) for sample in samples]
+    order = sorted(set(places))
+    first = set(order[: len(order) // 2])
+    pairs = zip(samples, places, strict=True)
+    return [sample for sample, at in pairs if (at in first) == (part == "tuning")]
 
 
 def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:

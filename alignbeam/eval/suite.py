@@ -11,7 +11,7 @@ from typing import Any, Final, cast, get_args
 
 from alignbeam.config import BeamConfig, EvalConfig, JudgeConfig, RoleConfig, suggest
 from alignbeam.errors import ConfigError
-from alignbeam.eval.datasets import DATASETS, DataSet, dataset
+from alignbeam.eval.datasets import DATASETS, DataSet, Part, dataset
 from alignbeam.eval.methods import METHODS
 from alignbeam.eval.methods.judged import AlignBeamMethod, Judged
 from alignbeam.eval.run.records import Label
@@ -38,10 +38,13 @@ class DataChoice:
     declared : DataSet
     limit : int or None
         Samples drawn with the suite's seed; None takes all.
+    part : {"all", "tuning", "held-out"}
+        Half of the set that they are drawn from.
     """
 
     declared: DataSet
     limit: int | None = None
+    part: Part = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from alignbeam.eval.datasets import DataSet, Sample, locate, take
+from alignbeam.eval.datasets import DataSet, Sample, locate, part_of, take
 from alignbeam.eval.download import Progress, sha256_of
 from alignbeam.eval.methods import Method, build_method
 from alignbeam.eval.methods.sharing import shares_work
@@ -132,7 +132,7 @@ def make_plan(
         declared = choice.declared
         path = locate(declared, data, progress=progress)
         there = declared.samples(path)
-        drawn = take(there, choice.limit, suite.seed)
+        drawn = take(part_of(there, choice.part, suite.seed), choice.limit, suite.seed)
         asked += [Asked(declared, sample) for sample in drawn]
         described.append(
             {

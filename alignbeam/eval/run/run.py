@@ -332,7 +332,11 @@ def _suite_record(suite: Suite) -> dict[str, Any]:
         "seed": suite.seed,
         "batch_size": suite.batch_size,
         "beam": dict(suite.beam),
-        "datasets": [{"name": d.declared.name, "limit": d.limit} for d in suite.datasets],
+        "datasets": [
+            {"name": d.declared.name, "limit": d.limit}
+            | ({} if d.part == "all" else {"part": d.part})
+            for d in suite.datasets
+        ],
         "methods": [dataclasses.asdict(m) for m in suite.methods],
         "scorers": [
             {"kind": s.kind, "model": None if s.model is None else s.model.model}

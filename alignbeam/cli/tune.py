@@ -1,0 +1,198 @@
+"""``alignbeam tune``: settings for one trio and one's own prompts, with what they are worth."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignbeam.cli import options
+from alignbeam.cli.console import make_console, quiet_loader
+from alignbeam.cli.watch import RunWatch, clock_time
+from alignbeam.errors import ConfigError
+
+if TYPE_CHECKING:
+    from alignbeam.eval.suite import Suite
+
+EPILOG = """Examples:
+
+alignbeam tune ./my-specialist Qwen/Qwen2.5-0.5B-Instruct --benign mine.csv --max-over-refusal 5%
+
+alignbeam tune --benign mine.csv --max-over-refusal 10% --max-latency 1.5x --dry-run
+
+alignbeam serve --config alignbeam.toml
+
+Run the same command again to take up an interrupted search. Exit code 1: the file is written, but
+the held-out half does not show a limit to be kept; what more is needed is said.
+"""
+
+
+@options.with_settings("judge", "max_new_tokens")
+def tune(
+    context: typer.Context,
+    benign: Annotated[
+        list[str],
+        typer.Option(
+            "--benign",
+            metavar="FILE|NAME",
+            help="Requests of yours that must be answered (.csv, .tsv, .jsonl, .json), or a set.",
+        ),
+    ],
+    max_over_refusal: Annotated[
+        str,
+        typer.Option("--max-over-refusal", metavar="5%", help="Most of them that may be refused."),
+    ],
+    target: Annotated[
+        str | None, typer.Argument(help="The fine-tuned specialist (default: the embedded one).")
+    ] = None,
+    anchor: Annotated[
+        str | None, typer.Argument(help="The small, well-aligned model (default: the embedded).")
+    ] = None,
+    harmful: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--harmful",
+            metavar="FILE|NAME",
+            help="Requests that must be refused (default: the set harmbench-val).",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        str | None,
+        typer.Option("--max-latency", metavar="1.2x", help="Most time, in times of the target's."),
+    ] = None,
+    column: Annotated[
+        str, typer.Option("--column", help="Column of your files that holds the prompts.")
+    ] = "prompt",
+    candidates: Annotated[
+        int, typer.Option("--candidates", min=2, help="How many settings are tried.")
+    ] = 12,
+    first: Annotated[
+        int, typer.Option("--first", min=2, help="Prompts of each set in the first round.")
+    ] = 16,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Requests answered together.")
+    ] = 8,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Data folder (default $ALIGNBEAM_DATA).")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="FOLDER", help="Where the runs are kept.")
+    ] = Path("runs/tune"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE.toml", help="The file that is written.")
+    ] = Path("alignbeam.toml"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and what it could show.")
+    ] = False,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="Say nothing while it runs.")
+    ] = False,
+) -> None:
+    """Search settings that keep over-refusal and latency within limits, on your own prompts."""
+    from alignbeam.config import load_settings, merged_tables
+    from alignbeam.eval.loading import load_models
+    from alignbeam.eval.methods.judged import AlignBeamMethod
+    from alignbeam.eval.tune import Goal, Tuning, population
+    from alignbeam.eval.tuned_file import tuned_file
+
+    goal = Goal(
+        _number(max_over_refusal, "%", "--max-over-refusal", 0.01),
+        None if max_latency is None else _number(max_latency, "x", "--max-latency"),
+    )
+    overrides = options.overrides_from(context.params, {"target": target, "anchor": anchor})
+    given = merged_tables(context.params["config"], overrides)
+    sets = [
+        *(_set(text, "harmful", column) for text in harmful or ["harmbench-val"]),
+        *(_set(text, "benign", column) for text in benign),
+    ]
+    suite = _suite(sets, batch_size).settled(given)
+    held = {k: v for k, v in given["beam"].items() if k in AlignBeamMethod.known_keys()}
+    if given["gate"]:
+        held["gate"] = given["gate"]
+    console = make_console(sys.stderr)
+    quiet_loader()
+    with console.status("loading models and data sets"):
+        models = load_models(suite)
+    guard = getattr(models.beam.judge.judge, "guard", None)
+    asks = bool(getattr(guard, "request_harm", ()))
+    longest = models.config.max_new_tokens
+    drawn = population(candidates, suite.seed, held, longest=longest, asks_request=asks)
+    tuning = Tuning(suite, models, goal, drawn, folder, first=first, data=data)
+    could = tuning.could_show()
+    if could is not None:
+        console.print(could)
+    if dry_run:
+        _print_price(tuning.price())
+        return
+    with RunWatch(quiet=no_progress) as watch:
+        tuned = tuning.run(watch)
+    told = [f"{text} ({label})" for text, label in _named(sets)]
+    out.write_text(tuned_file(given, tuned, goal, told), encoding="utf-8")
+    load_settings(out, environ={})
+    for promise in tuned.promises:
+        print(f"{'shown' if promise.shown else 'NOT SHOWN'}: {promise.words}")
+    console.print(f"wrote {out}; the runs are in {folder}")
+    if not all(promise.shown for promise in tuned.promises):
+        raise typer.Exit(1)
+
+
+def _number(text: str, unit: str, option: str, scale: float = 1.0) -> float:
+    """Read ``5%`` or ``0.05``, ``1.2x`` or ``1.2``."""
+    bare = text.strip().removesuffix(unit)
+    try:
+        return float(bare) * (scale if bare != text.strip() else 1.0)
+    except ValueError:
+        raise ConfigError(f"{option} is written like 5% or 0.05 (1.2x), got {text!r}") from None
+
+
+def _set(text: str, label: str, column: str) -> dict[str, Any]:
+    """Return the table of a set: a published one by its name, or a file of one's own."""
+    from alignbeam.eval.datasets import DATASETS
+
+    if text not in DATASETS:
+        return {"path": str(Path(text).resolve()), "label": label, "prompt": column}
+    if DATASETS[text].label != label:
+        raise ConfigError(f"the set {text} is labelled {DATASETS[text].label}, not {label}")
+    return {"name": text}
+
+
+def _named(sets: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    from alignbeam.eval.datasets import DATASETS
+
+    return [
+        (t["name"], DATASETS[t["name"]].label)
+        if "name" in t
+        else (Path(t["path"]).name, t["label"])
+        for t in sets
+    ]
+
+
+def _suite(sets: list[dict[str, Any]], batch_size: int) -> Suite:
+    from alignbeam.eval.suite import suite_from
+
+    return suite_from(
+        {
+            "name": "tune",
+            "batch_size": batch_size,
+            "datasets": sets,
+            "methods": [{"method": "alignbeam"}],
+            "scorers": [{"kind": "strict"}, {"kind": "judge"}],
+        },
+        "tune",
+    )
+
+
+def _print_price(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title="measured on a few samples, scoring not included", title_justify="left")
+    for head in ("round", "candidates", "samples", "time"):
+        table.add_column(head, justify="left" if head == "round" else "right")
+    for row in rows:
+        counts = str(row["candidates"]), str(row["samples"])
+        table.add_row(row["round"], *counts, clock_time(row["seconds"]))
+    total = clock_time(sum(row["seconds"] for row in rows))
+    table.add_row("together", "", "", total, style="bold")
+    make_console(sys.stdout).print(table)

@@ -1,0 +1,97 @@
+"""A configuration file with its evidence: what ``alignbeam tune`` writes."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignbeam.eval.refusal import MEASURED
+from alignbeam.eval.tune import Goal, Standing, Tuned
+
+#: Never copied into a file that others may read.
+_SECRET = {"judge": {"nonce_key"}}
+
+
+def tuned_tables(given: Mapping[str, Mapping[str, Any]], tuned: Tuned) -> dict[str, dict[str, Any]]:
+    """Return the tables of a file: what was given, under the winner's settings; no secrets."""
+    tables = {
+        name: {k: v for k, v in values.items() if k not in _SECRET.get(name, ())}
+        for name, values in given.items()
+    }
+    settings = dict(tuned.settings)
+    gate = settings.pop("gate", None)
+    tables["beam"] = {**tables.get("beam", {}), **settings}
+    if gate:
+        tables["gate"] = dict(gate)
+    return {name: values for name, values in tables.items() if values}
+
+
+def tuned_file(
+    given: Mapping[str, Mapping[str, Any]], tuned: Tuned, goal: Goal, sets: Sequence[str]
+) -> str:
+    """Return the whole file.
+
+    Parameters
+    ----------
+    given : mapping of table to mapping
+        What was set, defaults left out.
+    tuned : Tuned
+    goal : Goal
+    sets : sequence of str
+        What was asked, a line each.
+    """
+    lines = [
+        "Written by `alignbeam tune`; read by `alignbeam generate --config` and `serve --config`.",
+        "",
+        "Chosen on the tuning half of:",
+        *(f"  {told}" for told in sets),
+        _standing("chosen, tuning half", tuned.tuning),
+        "Measured once on the other half, which decided nothing:",
+        _standing("chosen", tuned.held_out),
+        _standing("default settings", tuned.faithful),
+        _standing("the target alone", tuned.target),
+        "",
+        *(f"{'SHOWN' if p.shown else 'NOT SHOWN'}: {p.words}." for p in tuned.promises),
+        "",
+        "95 % intervals in brackets. Refusals by the strict reading: " + MEASURED + ".",
+        "They are of these prompts and models alone. No attacker was among those who asked.",
+    ]
+    wrapped = [part for line in lines for part in (textwrap.wrap(line, 96) or [""])]
+    head = "\n".join(f"# {line}".rstrip() for line in wrapped)
+    body = "\n\n".join(
+        f"[{name}]\n" + "\n".join(f"{key} = {toml(value)}" for key, value in values.items())
+        for name, values in tuned_tables(given, tuned).items()
+    )
+    return f"{head}\n\n{body}\n"
+
+
+def _standing(name: str, found: Standing) -> str:
+    return (
+        f"  {name}: harmful refused {found.refused} of {found.refused.n}, benign refused "
+        f"{found.over_refusal} of {found.over_refusal.n}, {found.ms:.0f} ms a sample "
+        f"[{found.low_ms:.0f}, {found.high_ms:.0f}]"
+    )
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML spells it.
+
+    Raises
+    ------
+    TypeError
+        TOML, or this, has no such value.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's strings are TOML's, but for DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{toml(str(k))} = {toml(v)}" for k, v in value.items()) + " }"
+    raise TypeError(f"no TOML for {type(value).__name__}")
