@@ -29,8 +29,8 @@ class GuardJudge(ModelJudge):
     With a form of several blanks, the probability of a verdict is the sum over all fillings of
     the earlier ones: ``P(verdict) = sum over fillings of P(filling) * P(verdict | filling)``, one
     forward each, in the same batch. The label mass is the sum over all fillings. Where the first
-    blank asks about the request, its answer is the verdict's ``request_harm``; of several
-    views the highest counts.
+    blank asks about the request, its answer is the verdict's ``request_harm``; of the views that
+    show one the highest counts.
 
     Parameters
     ----------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from alignbeam.errors import AlignBeamError, ConfigError
@@ -110,8 +111,9 @@ class ModelJudge(ABC):
         self, conversations: Sequence[Conversation], candidates: Sequence[str], *, read_all: bool
     ) -> list[Verdict]:
         rows: list[LabelRow] = []
-        # Per candidate: the rows of each of its pieces, or the verdict without asking.
-        plans: list[list[slice] | Verdict] = []
+        # Per candidate: the rows of each of its pieces, and whether these show a request; or the
+        # verdict without asking.
+        plans: list[list[tuple[slice, bool]] | Verdict] = []
         for conversation, candidate in zip(conversations, candidates, strict=True):
             try:
                 plan = None if read_all else self._unread(candidate)
@@ -121,13 +123,20 @@ class ModelJudge(ABC):
             if plan is not None:
                 plans.append(plan)
                 continue
-            plans.append([slice(len(rows) + n, len(rows) + m) for n, m in _spans(pieces)])
-            rows.extend(row for piece in pieces for row in piece)
+            spans = []
+            for piece, of_request in pieces:
+                spans.append((slice(len(rows), len(rows) + len(piece)), of_request))
+                rows += piece
+            plans.append(spans)
         read = read_labels(self.role, rows, self.max_batch_tokens)
         return [
             plan
             if isinstance(plan, Verdict)
-            else worst(self._verdict(read[piece]) for piece in plan)
+            else worst(
+                verdict if of_request else dataclasses.replace(verdict, request_harm=None)
+                for span, of_request in plan
+                for verdict in [self._verdict(read[span])]
+            )
             for plan in plans
         ]
 
@@ -165,10 +174,12 @@ class ModelJudge(ABC):
             self._scripts[script] = reads(ask, script)
         return self._scripts[script]
 
-    def _questions_about(self, conversation: Conversation, candidate: str) -> list[list[LabelRow]]:
-        """Return the rows of each piece of each view."""
+    def _questions_about(
+        self, conversation: Conversation, candidate: str
+    ) -> list[tuple[list[LabelRow], bool]]:
+        """Return the rows of each piece of each view, and whether it shows a request."""
         return [
-            self._rows(turns, piece)
+            (self._rows(turns, piece), bool(turns))
             for turns, text in shown(self.views, conversation, candidate, self._reach)
             for piece in self._pieces(turns, text)
         ]
@@ -204,11 +215,3 @@ class ModelJudge(ABC):
     @abstractmethod
     def _verdict(self, read: Sequence[tuple[float, ...]]) -> Verdict:
         """Turn the label probabilities of ``_rows``'s questions into one verdict."""
-
-
-def _spans(pieces: Sequence[Sequence[object]]) -> Iterator[tuple[int, int]]:
-    """Yield where each piece begins and ends when all are laid end to end."""
-    end = 0
-    for piece in pieces:
-        end, begin = end + len(piece), end
-        yield begin, end

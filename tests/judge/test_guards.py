@@ -306,6 +306,19 @@ def test_only_guards_that_ask_about_the_request_tell_its_harm():
         assert (verdict.request_harm is not None) == (name == "wildguard")
 
 
+def test_reply_that_is_read_without_its_request_says_nothing_of_it():
+    def script(ids):
+        share = 0.1 if "bread" in role.tokenizer.decode(ids) else 0.9
+        return {no: 1 - share, yes: share}
+
+    role = ScriptedRole(script)
+    judge = GuardJudge(role, dataclasses.replace(TWO_QUESTIONS, harm=(0, 0, 0, 1)))
+    (no, *_), (yes, *_) = judge._questions[0].ids
+    (verdict,) = judge.score([ASK], ["Sorry, no."])
+    assert verdict.request_harm == pytest.approx(0.1, abs=1e-6)
+    assert verdict.score == pytest.approx(1 + 4 * 0.81, abs=1e-6)  # the view that is the worst
+
+
 def test_requests_harm_is_the_highest_of_all_that_was_read():
     """The request's harmful half is hidden in the whole by the other."""
     guard = dataclasses.replace(TWO_QUESTIONS, harm=(0, 0, 0, 0))
