@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from alignbeam.cli import chat, demo, doctor, evaluate, generate, harmbench, report, serve, tune
+from alignbeam.cli import (
+    attack,
+    chat,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    harmbench,
+    report,
+    serve,
+    tune,
+)
 from alignbeam.version import __version__
 
 app = typer.Typer(
@@ -48,6 +59,7 @@ app.command(epilog=demo.EPILOG)(demo.demo)
 app.command("eval", epilog=evaluate.EVAL_EPILOG)(evaluate.evaluate)
 app.command(epilog=evaluate.SWEEP_EPILOG)(evaluate.sweep)
 app.command(epilog=tune.EPILOG)(tune.tune)
+app.command(epilog=attack.EPILOG)(attack.attack)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.add_typer(harmbench.app, name="harmbench")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ from alignbeam.cli import options
 from alignbeam.cli.console import make_console, quiet_loader
 from alignbeam.cli.watch import RunWatch, clock_time
 from alignbeam.errors import ConfigError
-
-if TYPE_CHECKING:
-    from alignbeam.eval.suite import Suite
 
 EPILOG = """Examples:
 
@@ -91,6 +88,7 @@ def tune(
     ] = False,
 ) -> None:
     """Search settings that keep over-refusal and latency within limits, on your own prompts."""
+    from alignbeam.cli.sets import set_table, small_suite, told
     from alignbeam.config import load_settings, merged_tables
     from alignbeam.eval.loading import load_models
     from alignbeam.eval.methods.judged import AlignBeamMethod
@@ -104,10 +102,10 @@ def tune(
     overrides = options.overrides_from(context.params, {"target": target, "anchor": anchor})
     given = merged_tables(context.params["config"], overrides)
     sets = [
-        *(_set(text, "harmful", column) for text in harmful or ["harmbench-val"]),
-        *(_set(text, "benign", column) for text in benign),
+        *(set_table(text, "harmful", column) for text in harmful or ["harmbench-val"]),
+        *(set_table(text, "benign", column) for text in benign),
     ]
-    suite = _suite(sets, batch_size).settled(given)
+    suite = small_suite("tune", sets, batch_size).settled(given)
     held = {k: v for k, v in given["beam"].items() if k in AlignBeamMethod.known_keys()}
     if given["gate"]:
         held["gate"] = given["gate"]
@@ -128,8 +126,8 @@ def tune(
         return
     with RunWatch(quiet=no_progress) as watch:
         tuned = tuning.run(watch)
-    told = [f"{text} ({label})" for text, label in _named(sets)]
-    out.write_text(tuned_file(given, tuned, goal, told), encoding="utf-8")
+    asked = [told(table) for table in sets]
+    out.write_text(tuned_file(given, tuned, goal, asked), encoding="utf-8")
     load_settings(out, environ={})
     for promise in tuned.promises:
         print(f"{'shown' if promise.shown else 'NOT SHOWN'}: {promise.words}")
@@ -145,43 +143,6 @@ def _number(text: str, unit: str, option: str, scale: float = 1.0) -> float:
         return float(bare) * (scale if bare != text.strip() else 1.0)
     except ValueError:
         raise ConfigError(f"{option} is written like 5% or 0.05 (1.2x), got {text!r}") from None
-
-
-def _set(text: str, label: str, column: str) -> dict[str, Any]:
-    """Return the table of a set: a published one by its name, or a file of one's own."""
-    from alignbeam.eval.datasets import DATASETS
-
-    if text not in DATASETS:
-        return {"path": str(Path(text).resolve()), "label": label, "prompt": column}
-    if DATASETS[text].label != label:
-        raise ConfigError(f"the set {text} is labelled {DATASETS[text].label}, not {label}")
-    return {"name": text}
-
-
-def _named(sets: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    from alignbeam.eval.datasets import DATASETS
-
-    return [
-        (t["name"], DATASETS[t["name"]].label)
-        if "name" in t
-        else (Path(t["path"]).name, t["label"])
-        for t in sets
-    ]
-
-
-def _suite(sets: list[dict[str, Any]], batch_size: int) -> Suite:
-    from alignbeam.eval.suite import suite_from
-
-    return suite_from(
-        {
-            "name": "tune",
-            "batch_size": batch_size,
-            "datasets": sets,
-            "methods": [{"method": "alignbeam"}],
-            "scorers": [{"kind": "strict"}, {"kind": "judge"}],
-        },
-        "tune",
-    )
 
 
 def _print_price(rows: list[dict[str, Any]]) -> None:

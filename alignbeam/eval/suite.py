@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast, get_args
@@ -15,6 +15,7 @@ from alignbeam.eval.datasets import DATASETS, DataSet, Part, dataset
 from alignbeam.eval.methods import METHODS
 from alignbeam.eval.methods.judged import AlignBeamMethod, Judged
 from alignbeam.eval.run.records import Label
+from alignbeam.models.conversation import Message
 
 _FOLDER: Final = Path(__file__).parent / "suites"
 
@@ -40,11 +41,14 @@ class DataChoice:
         Samples drawn with the suite's seed; None takes all.
     part : {"all", "tuning", "held-out"}
         Half of the set that they are drawn from.
+    template : callable or None
+        Makes the request that is asked of a sample's own.
     """
 
     declared: DataSet
     limit: int | None = None
     part: Part = "all"
+    template: Callable[[str], list[Message]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,6 +133,13 @@ def make_plan(
         path = locate(declared, data, progress=progress)
         there = declared.samples(path)
         drawn = take(part_of(there, choice.part, suite.seed), choice.limit, suite.seed)
+        if choice.template is not None:
+            drawn = [
+                dataclasses.replace(
+                    sample, prompt=choice.template(as_messages(sample.prompt)[-1]["content"])
+                )
+                for sample in drawn
+            ]
         asked += [Asked(declared, sample) for sample in drawn]
         described.append(
             {

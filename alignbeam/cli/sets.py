@@ -1,0 +1,53 @@
+"""Sets of prompts named on the command line, and the small suites that ask them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignbeam.errors import ConfigError
+
+if TYPE_CHECKING:
+    from alignbeam.eval.suite import Suite
+
+
+def set_table(text: str, label: str, column: str) -> dict[str, Any]:
+    """Return the table of a set: a published one by its name, or a file of one's own.
+
+    Raises
+    ------
+    ConfigError
+        A published set with another label.
+    """
+    from alignbeam.eval.datasets import DATASETS
+
+    if text not in DATASETS:
+        return {"path": str(Path(text).resolve()), "label": label, "prompt": column}
+    if DATASETS[text].label != label:
+        raise ConfigError(f"the set {text} is labelled {DATASETS[text].label}, not {label}")
+    return {"name": text}
+
+
+def told(table: dict[str, Any]) -> str:
+    """Return a set's name and label, for people to read."""
+    from alignbeam.eval.datasets import DATASETS
+
+    if "name" in table:
+        return f"{table['name']} ({DATASETS[table['name']].label})"
+    return f"{Path(table['path']).name} ({table['label']})"
+
+
+def small_suite(name: str, sets: list[dict[str, Any]], batch_size: int) -> Suite:
+    """Return a suite of these sets, scored by the strict reading and the judge that selects."""
+    from alignbeam.eval.suite import suite_from
+
+    return suite_from(
+        {
+            "name": name,
+            "batch_size": batch_size,
+            "datasets": sets,
+            "methods": [{"method": "alignbeam"}],
+            "scorers": [{"kind": "strict"}, {"kind": "judge"}],
+        },
+        name,
+    )
