@@ -271,29 +271,24 @@ class AlignBeam:
     def _judge(self, requests: Sequence[Request], clock: Clock) -> dict[Request, list[Candidate]]:
         """Score the candidates of all requests in one call of the judge; not those given up."""
         finished = {r: [beam.candidate() for beam in r.beams] for r in requests}
-        flat = [(r, c) for r in requests for c in finished[r] if c.finish_reason != "dropped"]
+        flat = [(r, beam.index) for r in requests for beam in r.contested]
         if not flat:
             return finished
         with clock.part("judge"):
-            verdicts = iter(
-                self.judge.score([r.messages for r, _ in flat], [c.judged_text for _, c in flat])
+            verdicts = self.judge.score(
+                [r.messages for r, _ in flat], [finished[r][i].judged_text for r, i in flat]
             )
-        return {
-            request: [
-                c
-                if c.finish_reason == "dropped"
-                else dataclasses.replace(c, verdict=next(verdicts))
-                for c in candidates
-            ]
-            for request, candidates in finished.items()
-        }
+        for (request, i), verdict in zip(flat, verdicts, strict=True):
+            finished[request][i] = dataclasses.replace(finished[request][i], verdict=verdict)
+        return finished
 
     def _look(self, requests: Sequence[Request], clock: Clock) -> None:
         """Have the judge read what unfinished beams have become, and give some up."""
         due = [r for r in requests if r.looks_at(r.next_look)]
         for request, candidates in self._judge(due, clock).items():
             request.looks += 1
-            request.keep(survivors(candidates, request.config))
+            still = [beam.index for beam in request.contested]
+            request.keep(survivors(candidates, request.config, still))
 
     def _outcome(
         self, request: Request, candidates: Sequence[Candidate], timings: Timings

@@ -92,7 +92,8 @@ def tune(
     from alignbeam.config import load_settings, merged_tables
     from alignbeam.eval.loading import load_models
     from alignbeam.eval.methods.judged import AlignBeamMethod
-    from alignbeam.eval.tune import Goal, Tuning, population
+    from alignbeam.eval.promises import Goal
+    from alignbeam.eval.tune import Tuning, population
     from alignbeam.eval.tuned_file import tuned_file
 
     goal = Goal(

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignbeam.eval.promises import Goal, Standing
 from alignbeam.eval.refusal import MEASURED
-from alignbeam.eval.tune import Goal, Standing, Tuned
+from alignbeam.eval.tune import Tuned
 
 #: Never copied into a file that others may read.
 _SECRET = {"judge": {"nonce_key"}}

@@ -10,8 +10,10 @@ from alignbeam.judge.selection import select
 from alignbeam.result import Candidate
 
 
-def survivors(candidates: Sequence[Candidate], config: BeamConfig) -> list[int]:
-    """Return the candidates that are worth going on with.
+def survivors(
+    candidates: Sequence[Candidate], config: BeamConfig, still: Sequence[int]
+) -> list[int]:
+    """Return those of the candidates ``still`` in the contest that are worth going on with.
 
     One whose beginning is clearly harmless (``early_safe``) has won, by the rule of the
     selection: it goes on alone. Where the beginnings of all are clearly harmful (``early_harm``)
@@ -20,7 +22,6 @@ def survivors(candidates: Sequence[Candidate], config: BeamConfig) -> list[int]:
 
     What is left is judged again, whole, before it may be shown.
     """
-    still = [i for i, c in enumerate(candidates) if c.finish_reason != "dropped"]
     clear = min(config.early_safe, config.threshold)
     strict = config.replace(
         threshold=clear,
@@ -30,7 +31,7 @@ def survivors(candidates: Sequence[Candidate], config: BeamConfig) -> list[int]:
     try:
         winner = select(candidates, strict, still).chosen
     except JudgeUnavailable:
-        return still
+        return list(still)
     if winner is not None and candidates[winner].text.strip():
         return [winner]
     sound = {i: candidates[i].score for i in still if candidates[i].failure is None}

@@ -20,11 +20,10 @@ from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import engine_of
 from alignbeam.decoding.engine import out_of_memory
 from alignbeam.engines.scope import tenant_salt
-from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable, UnsafeAnswer
+from alignbeam.errors import AlignBeamError, Cancelled
 from alignbeam.judge.early import survivors
-from alignbeam.judge.selection import Selection, likelihood, select
 from alignbeam.models.conversation import Prompt
-from alignbeam.result import Candidate
+from alignbeam.server.choice import choose
 from alignbeam.server.job import REQUEST, Delivery, Job, Release, Ticket
 from alignbeam.server.judging import JudgeDesk, ServerWatcher
 from alignbeam.server.problems import Draining, Overloaded, TooLarge
@@ -381,10 +380,11 @@ class Scheduler:
             return
         candidates = job.candidates()
         if job.release == "full":
-            job.request.keep(survivors(candidates, job.request.config))
+            still = [beam.index for beam in job.request.contested]
+            job.request.keep(survivors(candidates, job.request.config, still))
             return
         try:
-            chosen = self._select(job, candidates).chosen
+            chosen = choose(job, candidates, fail_open=self._fail_open).chosen
         except AlignBeamError as error:
             job.request.fail(error)
             return
@@ -400,30 +400,11 @@ class Scheduler:
             job.on_text(text[len(job.released) :])
             job.released = text
 
-    def _select(self, job: Job, candidates: Sequence[Candidate]) -> Selection:
-        """Choose; once the beginning of a beam has left, there is only that beam to choose."""
-        if job.release == "bare":
-            return Selection(0, "not judged")
-        among = [b.index for b in job.request.contested if job.chosen in (None, b.index)]
-        try:
-            return select(candidates, job.request.config, among)
-        except UnsafeAnswer as error:  # over HTTP an error would be asked again, and cost as much
-            return Selection(None, str(error))
-        except JudgeUnavailable:
-            if not self._fail_open:
-                raise
-        _log.warning("fail-open: an answer leaves without a verdict")
-        job.failed_open = True
-        return Selection(
-            max(among, key=lambda i: likelihood(candidates[i])),
-            "fail-open: the judge failed on every candidate and the operator lets answers pass",
-        )
-
     def _deliver(self, job: Job) -> None:
         """Choose, and hand the answer over."""
         candidates, timings = job.candidates(), job.timings(self._clock.timings())
         try:
-            selection = self._select(job, candidates)
+            selection = choose(job, candidates, fail_open=self._fail_open)
         except AlignBeamError as error:
             job.settle(error)
             return

@@ -16,10 +16,11 @@ from alignbeam.config import load_settings
 from alignbeam.errors import ConfigError
 from alignbeam.eval.datasets import Sample, part_of
 from alignbeam.eval.methods import Models, build_method
+from alignbeam.eval.promises import Goal, Standing, promises, prompts_needed
 from alignbeam.eval.run.files import RunFiles
 from alignbeam.eval.stats import wilson
 from alignbeam.eval.suite import MethodChoice, load_suite
-from alignbeam.eval.tune import AXES, Goal, Standing, Tuning, population, promises, prompts_needed
+from alignbeam.eval.tune import AXES, Tuning, population
 from alignbeam.eval.tuned_file import toml, tuned_file
 from alignbeam.judge import CallableJudge
 

@@ -7,10 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignbeam.config import BeamConfig
-from alignbeam.judge.early import survivors
+from alignbeam.judge import early
 from alignbeam.result import Candidate, Verdict
 
 CONFIG = BeamConfig(early_every=4)
+
+
+def survivors(candidates, config):
+    still = [i for i, c in enumerate(candidates) if c.finish_reason != "dropped"]
+    return early.survivors(candidates, config, still)
 
 
 def begun(score, *, unsteered=False, error=None, text="text", reason="length", logprob=-1.0):
