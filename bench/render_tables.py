@@ -20,6 +20,8 @@ import render_mix_topk
 import rows
 from markdown_table import markdown_table
 
+from alignbeam.eval.stats import wilson
+
 REPO = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
 
@@ -331,6 +333,38 @@ def verdicts() -> str:
     )
 
 
+def steering() -> str:
+    """What less steering buys and costs: ``bench/bench_steering.py``."""
+    found = rows.read("steering")
+    if not found:
+        return ""
+    n = found[0]["requests"]
+    lines = [
+        [
+            row["variant"],
+            *(str(wilson(row[key], n)) for key in ("harmful_refused", "benign_refused")),
+            *(str(row[key]) for key in ("own", "let_go", "changed")),
+            f"{row['tokens']:,}",
+        ]
+        for row in found
+    ]
+    header = [
+        "embedded trio",
+        f"harmful refused (n = {n})",
+        f"benign refused (n = {n})",
+        f"the target's own, of {3 * n}",
+        "let go",
+        "answers that differ",
+        "tokens decoded",
+    ]
+    return (
+        f"{markdown_table(header, lines)}\n\n"
+        "HarmBench, XSTest and word problems; strict reading of refusals, 95 % intervals. This "
+        "judge reads replies only, and was trained on how this very target complies; so it says "
+        f"little of what a stranger's judge would let pass. Commit {found[0]['machine']['commit']}."
+    )
+
+
 _PARTS = ("target", "anchor", "mix", "judge", "other")
 
 #: What is written between which markers, by page.
@@ -344,6 +378,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "verdicts": verdicts,
     },
     "docs/threat_model.md": {"survival": survival},
+    "docs/tuning.md": {"steering": steering},
     "docs/evidence.md": {"judges": judges, "judge_attacks": judge_attacks},
 }
 
