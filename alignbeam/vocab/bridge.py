@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 
@@ -15,15 +15,17 @@ from alignbeam.vocab.matching import Kind, Tables
 from alignbeam.vocab.tokenizer_file import describe
 from alignbeam.vocab.vocabulary import Vocabulary
 
-__all__ = ["Bridge", "Coverage", "Fallback", "Kind", "KindCoverage", "Method"]
+__all__ = ["TRANSLATES", "Bridge", "Coverage", "Fallback", "Kind", "KindCoverage", "Method"]
 
-Fallback = Literal["drop", "first", "exact"]
+Fallback = Literal["drop", "first", "exact", "prefix"]
 Method = Literal["bytes", "text"]
 
-_USED: dict[str, frozenset[Kind]] = {
+#: The kinds that each fallback sends somewhere.
+TRANSLATES: Final[dict[Fallback, frozenset[Kind]]] = {
     "exact": frozenset({Kind.EXACT, Kind.END}),
     "drop": frozenset({Kind.EXACT, Kind.END, Kind.SINGLE}),
     "first": frozenset({Kind.EXACT, Kind.END, Kind.SINGLE, Kind.MULTI}),
+    "prefix": frozenset({Kind.EXACT, Kind.END, Kind.PREFIX}),
 }
 
 
@@ -53,7 +55,7 @@ class Coverage:
     Parameters
     ----------
     kinds : dict of Kind to KindCoverage
-        All five kinds; counts add up to Va, masses to the sum of the probabilities.
+        Every kind; counts add up to Va, masses to the sum of the probabilities.
     translated : KindCoverage
         The columns that the bridge's fallback sends somewhere.
     """
@@ -69,11 +71,16 @@ class Bridge:
     Parameters
     ----------
     matches, opening_matches : Tensor int32 [Va]
-        The target id of each anchor column under the widest fallback, -1 for none; for ordinary
-        steps and for the first mixed step.
+        The target id of each anchor column under ``"first"``, -1 for none; for ordinary steps and
+        for the first mixed step.
     kinds, opening_kinds : Tensor uint8 [Va]
-        A `Kind` per column, for the same two steps.
-    fallback : {"drop", "first", "exact"}
+        A `Kind` per column, for the same two steps; never PREFIX.
+    pieces : Tensor int32
+        Target ids that spell anchor tokens one after the other, each string up to ``OVER``, or to
+        ``STUCK`` where no target token begins like the rest; empty where matched by text.
+    starts, opening_starts : Tensor int32 [Va]
+        Where the pieces of each anchor column begin, for the same two steps.
+    fallback : {"drop", "first", "exact", "prefix"}
         Which kinds are used.
     anchor_width, target_width : int
         Logit columns of the two heads, Va and Vt.
@@ -90,6 +97,9 @@ class Bridge:
     kinds: torch.Tensor
     opening_matches: torch.Tensor
     opening_kinds: torch.Tensor
+    pieces: torch.Tensor
+    starts: torch.Tensor
+    opening_starts: torch.Tensor
     fallback: Fallback
     anchor_width: int
     target_width: int
@@ -110,8 +120,9 @@ class Bridge:
         ----------
         anchor, target : Vocabulary
             All ends of the anchor's go to the target's first.
-        fallback : {"drop", "first", "exact"}
-            ``"exact"`` translates EXACT and END; ``"drop"`` also SINGLE; ``"first"`` also MULTI.
+        fallback : {"drop", "first", "exact", "prefix"}
+            ``"exact"`` translates EXACT and END; ``"drop"`` also SINGLE; ``"first"`` also MULTI;
+            ``"prefix"`` EXACT, END, and PREFIX for all others: by bytes alone.
         method : {"bytes", "text"}
             ``"text"`` is the paper's literal decode-one, encode-one round trip, with its false
             matches; for comparison only. It knows no openings.
@@ -141,7 +152,7 @@ class Bridge:
             tables = match(anchor, target)
             if folder:
                 bridge_cache.save(folder, key, tables)
-        return cls(*tables, fallback, *widths, key)
+        return cls(*tables, "drop", *widths, key).with_fallback(fallback)
 
     def with_fallback(self, fallback: Fallback) -> Bridge:
         """Return the same bridge under another fallback; the matches are shared, not copied.
@@ -149,9 +160,11 @@ class Bridge:
         Raises
         ------
         BridgeError
-            Unknown fallback.
+            Unknown fallback, or ``"prefix"`` of a bridge that was matched by text.
         """
         _one_of("fallback", fallback, get_args(Fallback))
+        if fallback == "prefix" and len(self.pieces) == 0:
+            raise BridgeError("Bridge: fallback 'prefix' goes by bytes; use method='bytes'")
         return replace(self, fallback=fallback)
 
     @cached_property
@@ -160,21 +173,50 @@ class Bridge:
 
         Tables that were tampered with have another one than the same pair's, built anew.
         """
-        tables = Tables(self.matches, self.kinds, self.opening_matches, self.opening_kinds)
+        tables = Tables(*(getattr(self, name) for name in Tables._fields))
         return bridge_cache.checksum(tables, self.key)
 
     @cached_property
     def table(self) -> torch.Tensor:
         """Target id per anchor column, int32 [Va], -1 where it does not translate."""
-        return self._masked(self.matches, self.kinds)
+        return self._table(self.matches, self.kinds, self.starts)
 
     @cached_property
     def opening_table(self) -> torch.Tensor:
         """`table` for the first mixed step: openings exchanged, END entries -1. int32 [Va]."""
-        return self._masked(self.opening_matches, self.opening_kinds)
+        return self._table(self.opening_matches, self.opening_kinds, self.opening_starts)
 
-    def _masked(self, matches: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-        used = torch.isin(kinds, torch.tensor(sorted(_USED[self.fallback]), dtype=torch.uint8))
+    @cached_property
+    def kinds_in_use(self) -> torch.Tensor:
+        """`kinds` as this fallback has them: PREFIX in the place of others, or never. uint8."""
+        if self.fallback != "prefix":
+            return self.kinds
+        whole = (self.kinds == Kind.EXACT) | (self.kinds == Kind.END)
+        other = torch.where(self.table >= 0, int(Kind.PREFIX), int(Kind.NONE)).to(torch.uint8)
+        return torch.where(whole, self.kinds, other)
+
+    def spelling(self, column: int, *, opening: bool = False) -> list[int]:
+        """Return the target ids that stand for an anchor column, in their order; [] for none.
+
+        Under ``"prefix"`` as many as spell it, as far as the target can; else one.
+        """
+        if self.fallback != "prefix":
+            found = int((self.opening_table if opening else self.table)[column])
+            return [found] if found >= 0 else []
+        place = int((self.opening_starts if opening else self.starts)[column])
+        ids = []
+        while (found := int(self.pieces[place])) >= 0:
+            ids.append(found)
+            place += 1
+        return ids
+
+    def _table(
+        self, matches: torch.Tensor, kinds: torch.Tensor, starts: torch.Tensor
+    ) -> torch.Tensor:
+        if self.fallback == "prefix":
+            return self.pieces[starts.long()]
+        kept = sorted(TRANSLATES[self.fallback])
+        used = torch.isin(kinds, torch.tensor(kept, dtype=torch.uint8))
         return torch.where(used, matches, torch.full_like(matches, -1))
 
     def coverage(self, probs: torch.Tensor | None = None) -> Coverage:
@@ -197,7 +239,7 @@ class Bridge:
             mass = None if weights is None else float(weights[columns].sum())
             return KindCoverage(count, count / max(self.anchor_width, 1), mass)
 
-        by_kind = {kind: cover(self.kinds == kind) for kind in Kind}
+        by_kind = {kind: cover(self.kinds_in_use == kind) for kind in Kind}
         return Coverage(by_kind, cover(self.table >= 0))
 
     def _checked_probs(self, probs: torch.Tensor) -> torch.Tensor:

@@ -20,10 +20,11 @@ from safetensors.torch import save as safetensors_bytes
 
 from alignbeam.cache_folder import cache_folder, make_cache_folder, untrusted
 from alignbeam.vocab.matching import Kind, Tables
+from alignbeam.vocab.pieces import OVER
 from alignbeam.vocab.vocabulary import Vocabulary
 
 # Raise it with every change of what a table holds: older files then no longer fit their key.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def key(anchor: Vocabulary, target: Vocabulary, method: str) -> str:
@@ -122,7 +123,27 @@ def _fits(tables: Tables, widths: tuple[int, int]) -> bool:
         and kinds.dtype == torch.uint8
         and bool(((ids >= -1) & (ids < target_width)).all())
         and bool((kinds <= max(Kind)).all())
-        for ids, kinds in (tables[:2], tables[2:])
+        for ids, kinds in (tables[:2], tables[2:4])
+    ) and all(
+        _is_walkable(tables.pieces, starts, anchor_width, target_width)
+        for starts in (tables.starts, tables.opening_starts)
+    )
+
+
+def _is_walkable(
+    pieces: torch.Tensor, starts: torch.Tensor, anchor_width: int, target_width: int
+) -> bool:
+    """Whether every walk over the pieces stays within them, and within the target's head."""
+    if pieces.dtype != torch.int32 or starts.dtype != torch.int32 or pieces.dim() != 1:
+        return False
+    if len(pieces) == 0:
+        return starts.shape == (0,)
+    return (
+        starts.shape == (anchor_width,)
+        and bool(((starts >= 0) & (starts < len(pieces))).all())
+        and bool(((pieces >= OVER) & (pieces < target_width)).all())
+        and int(pieces[-1]) < 0
+        and bool((pieces[starts.long()] != OVER).all())
     )
 
 

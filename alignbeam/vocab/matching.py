@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from alignbeam.vocab.pieces import Pieces
 from alignbeam.vocab.plain_text import PlainEncoder
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes
 from alignbeam.vocab.tokenizer_file import backend_of
@@ -27,15 +28,24 @@ class Kind(IntEnum):
     """The target's encoder needs several; the first of them."""
     NONE = 4
     """Control tokens, unused ids, padded columns, bytes that the target cannot spell."""
+    PREFIX = 5
+    """Under ``fallback="prefix"`` only: the longest target token that its bytes begin with."""
 
 
 class Tables(NamedTuple):
-    """What a bridge is made of; see `Bridge`. Matches int32 [Va], kinds uint8 [Va]."""
+    """What a bridge is made of; see `Bridge`.
+
+    Matches int32 [Va], kinds uint8 [Va], starts int32 [Va], pieces int32 of any length. Without
+    pieces (a match by text has none) starts are empty too.
+    """
 
     matches: torch.Tensor
     kinds: torch.Tensor
     opening_matches: torch.Tensor
     opening_kinds: torch.Tensor
+    pieces: torch.Tensor
+    starts: torch.Tensor
+    opening_starts: torch.Tensor
 
 
 # Target ids (-1 for none) int32 [Va] and kinds uint8 [Va].
@@ -47,11 +57,21 @@ _NOTHING: Match = (-1, Kind.NONE)
 def by_bytes(anchor: Vocabulary, target: Vocabulary) -> Tables:
     """Match by bytes; algorithm.md section 2."""
     finder = _Finder(target)
-    usual = opening = finder.find(anchor.text_bytes)
+    texts = opening_texts = anchor.text_bytes
     if anchor.opening or target.opening:
-        rests = [piece and piece.removeprefix(anchor.opening) for piece in anchor.text_bytes]
-        opening = finder.find([rest and target.opening + rest for rest in rests])
-    return _tables(anchor, target, usual, opening)
+        rests = [piece and piece.removeprefix(anchor.opening) for piece in texts]
+        opening_texts = [rest and target.opening + rest for rest in rests]
+    usual = opening = finder.find(texts)
+    pieces = Pieces(finder.by_bytes)
+    starts = opening_starts = pieces.add(texts)
+    if opening_texts is not texts:
+        opening = finder.find(opening_texts)
+        opening_starts = pieces.add(opening_texts)
+    if anchor.end_ids:
+        # In the opening they have no bytes, as everywhere, and so no pieces.
+        starts = starts.clone()
+        starts[list(anchor.end_ids)] = pieces.add_one(target.end_ids[0])
+    return _tables(anchor, target, usual, opening, (pieces.tensor(), starts, opening_starts))
 
 
 def by_text(anchor: Vocabulary, target: Vocabulary) -> Tables:
@@ -73,7 +93,8 @@ def by_text(anchor: Vocabulary, target: Vocabulary) -> Tables:
         elif row:
             matches[i], kinds[i] = row[0], Kind.MULTI
     found = _columns(matches, kinds)
-    return _tables(anchor, target, found, found)
+    none = torch.empty(0, dtype=torch.int32)
+    return _tables(anchor, target, found, found, (none, none, none))
 
 
 class _Finder:
@@ -84,7 +105,7 @@ class _Finder:
         self._encoder = PlainEncoder(target.tokenizer)
         # Text never becomes an end: only END entries lead there.
         self._bytes = target.text_bytes
-        self._by_bytes = self._index()
+        self.by_bytes = self._index()
 
     def _index(self) -> dict[bytes, int]:
         index: dict[bytes, int] = {}
@@ -101,13 +122,13 @@ class _Finder:
 
     def find(self, pieces: Sequence[bytes | None]) -> Columns:
         """Return a match per entry; None and empty bytes match nothing."""
-        others = self._encoded({p for p in pieces if p and p not in self._by_bytes})
+        others = self._encoded({p for p in pieces if p and p not in self.by_bytes})
         ids = [-1] * len(pieces)
         kinds = [int(Kind.NONE)] * len(pieces)
         for column, piece in enumerate(pieces):
             if not piece:
                 continue
-            exact = self._by_bytes.get(piece)
+            exact = self.by_bytes.get(piece)
             if exact is not None:
                 ids[column], kinds[column] = exact, Kind.EXACT
             else:
@@ -168,7 +189,13 @@ def _columns(ids: list[int], kinds: list[int]) -> Columns:
     return torch.tensor(ids, dtype=torch.int32), torch.tensor(kinds, dtype=torch.uint8)
 
 
-def _tables(anchor: Vocabulary, target: Vocabulary, usual: Columns, opening: Columns) -> Tables:
+def _tables(
+    anchor: Vocabulary,
+    target: Vocabulary,
+    usual: Columns,
+    opening: Columns,
+    pieces: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> Tables:
     matches, kinds = (column.clone() for column in usual)
     opening_matches, opening_kinds = (column.clone() for column in opening)
     ends = list(anchor.end_ids)
@@ -178,4 +205,4 @@ def _tables(anchor: Vocabulary, target: Vocabulary, usual: Columns, opening: Col
         # An answer does not begin with its end (algorithm.md section 4, Prime).
         opening_matches[ends] = -1
         opening_kinds[ends] = int(Kind.NONE)
-    return Tables(matches, kinds, opening_matches, opening_kinds)
+    return Tables(matches, kinds, opening_matches, opening_kinds, *pieces)

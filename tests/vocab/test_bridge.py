@@ -34,7 +34,7 @@ from alignbeam.vocab.token_bytes import token_bytes
 from alignbeam.vocab.vocabulary import Vocabulary
 
 SAMPLED_IDS = 400
-FALLBACKS = ("drop", "first", "exact")
+FALLBACKS = ("drop", "first", "exact", "prefix")
 # Each vocabulary once as anchor and once as target, built in full.
 RING = list(zip(CAUSAL, (*CAUSAL[1:], CAUSAL[0]), strict=True))
 
@@ -262,12 +262,13 @@ def test_bridge_fallbacks_use_the_kinds_they_promise():
         "exact": {Kind.EXACT, Kind.END},
         "drop": {Kind.EXACT, Kind.END, Kind.SINGLE},
         "first": {Kind.EXACT, Kind.END, Kind.SINGLE, Kind.MULTI},
+        "prefix": {Kind.EXACT, Kind.END, Kind.PREFIX},
     }
     present = {Kind(k) for k in build(anchor, target).kinds.tolist()}
     assert present >= {Kind.EXACT, Kind.END, Kind.SINGLE, Kind.MULTI}
     for fallback in FALLBACKS:
         bridge = build(anchor, target, fallback=fallback)
-        used = {Kind(k) for k in bridge.kinds[bridge.table >= 0].tolist()}
+        used = {Kind(k) for k in bridge.kinds_in_use[bridge.table >= 0].tolist()}
         assert used == kinds[fallback]
 
 

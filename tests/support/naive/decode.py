@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -59,6 +60,9 @@ class Pair:
     unfinished: Callable[[bytes], bool]
     table: list[int]
     opening_table: list[int]
+    #: fallback="prefix": which id bytes are spelled with. Else no token is cut.
+    ids: dict[bytes, int] | None = None
+    cuts: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,6 +82,8 @@ class Beam:
     ids: list[int]
     logprob: float
     gaps: list[float]  # per token: by how much (log F) the choice was decided
+    #: What the anchor has yet to say of its token, with probabilities; b"": the token is over.
+    owed: dict[bytes, float] = field(default_factory=lambda: {b"": 1.0})
     finish: str | None = None
     text: str = ""
 
@@ -102,6 +108,35 @@ def settle(pair: Pair, settings: Settings, beam: Beam) -> None:
         beam.finish = "stop_string"
     elif len(beam.ids) == settings.max_new_tokens:
         beam.finish = "length"
+
+
+def cut(pair: Pair, data: bytes) -> tuple[int, bytes]:
+    """The longest target token that the bytes begin with (-1 for none), and what is left."""
+    assert pair.ids is not None
+    if data not in pair.cuts:
+        ends = (n for n in range(len(data), 0, -1) if data[:n] in pair.ids)
+        n = next(ends, 0)
+        pair.cuts[data] = (pair.ids[data[:n]], data[n:]) if n else (-1, b"")
+    return pair.cuts[data]
+
+
+def owed_after(
+    pair: Pair, token: int, said: list[tuple[float, int, bytes]], owed: dict[bytes, float]
+) -> dict[bytes, float]:
+    """Bayes: what the anchor owes once the target has said a token.
+
+    ``said`` are (log p, target id, bytes left) of what the anchor says where its token is over.
+    """
+    found: dict[bytes, float] = {}
+    for logprob, to, left in said:
+        if to == token and logprob > NEVER:
+            found[left] = found.get(left, 0.0) + owed.get(b"", 0.0) * math.exp(logprob)
+    for data, weight in owed.items():
+        to, left = cut(pair, data) if data else (-1, b"")
+        if to == token:
+            found[left] = found.get(left, 0.0) + weight
+    total = math.fsum(found.values())
+    return {left: weight / total for left, weight in found.items()} if total else {b"": 1.0}
 
 
 def prime(
@@ -134,6 +169,14 @@ def prime(
     beams = []
     for token, logprob in zip(mixed.token_ids, mixed.logprobs, strict=True):
         beams.append(Beam(ids=[token], logprob=logprob, gaps=[mixed.gap]))
+        if pair.ids is not None:
+            left = []
+            for a, to in enumerate(table):
+                piece = pair.anchor_bytes[a % len(pair.anchor_bytes)] or b""
+                whole = pair.target_opening + piece.removeprefix(pair.anchor_opening)
+                left.append(cut(pair, whole)[1] if to >= 0 else b"")
+            said = list(zip(anchor_logprobs, table, left, strict=True))
+            beams[-1].owed = owed_after(pair, token, said, {b"": 1.0})
         settle(pair, settings, beams[-1])
     return beams
 
@@ -149,21 +192,48 @@ def mixed_token(
     pair: Pair, settings: Settings, beam: Beam, target_prompt: list[int], anchor_prompt: list[int]
 ) -> tuple[int, float, float]:
     seen = target_prompt + beam.ids
-    if pair.unfinished(beam_bytes(pair, beam)):
+    shown = None
+    if not pair.unfinished(beam_bytes(pair, beam)):
+        shown = pair.retokenize(pair.anchor_opening + answer_bytes(pair, beam))
+    if shown is None and list(beam.owed) == [b""]:
         return target_alone(pair, seen)
-    shown = pair.retokenize(pair.anchor_opening + answer_bytes(pair, beam))
+    free = beam.owed.get(b"", 0.0)
+    width = len(pair.table)
+    log_p, table, lost = [NEVER] * width, list(pair.table), 0.0
     if shown is None:
-        return target_alone(pair, seen)
+        lost = free
+    elif free:
+        log_p = [
+            logprob + math.log(free) for logprob in pair.anchor.logprobs(anchor_prompt + shown)
+        ]
+    if list(beam.owed) != [b""]:
+        nexts = [0.0] * len(pair.target_bytes)
+        for data, weight in beam.owed.items():
+            to = cut(pair, data)[0] if data else -1
+            if to >= 0:
+                nexts[to] += weight
+            elif data:
+                lost += weight
+        log_p += [math.log(weight) if weight else NEVER for weight in (*nexts, lost)]
+        table += [*range(len(nexts)), -1]
     mixed = mix_row(
-        pair.anchor.logprobs(anchor_prompt + shown),
+        log_p,
         pair.target.logprobs(seen),
-        pair.table,
+        table,
         settings.alpha,
         settings.top_b,
         1,
         settings.mix,
         settings.support,
     )
+    if pair.ids is not None:
+        left = [
+            cut(pair, piece or b"")[1] if to >= 0 and to not in pair.target_ends else b""
+            for piece, to in zip(pair.anchor_bytes, pair.table, strict=True)
+        ]
+        logs = pair.anchor.logprobs(anchor_prompt + shown) if shown is not None and free else []
+        told = list(zip(logs, pair.table, left, strict=False))
+        beam.owed = owed_after(pair, mixed.token_ids[0], told, beam.owed)
     return mixed.token_ids[0], mixed.logprobs[0], mixed.gap
 
 
