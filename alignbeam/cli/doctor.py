@@ -139,9 +139,10 @@ def _coverage(report: Report) -> RenderableType:
 
 
 def _openings(report: Report) -> RenderableType:
-    table = _table("Refusal openings over the bridge", "opening", "exact", "drop", "first")
+    names = next((tuple(row.lost_at) for row in report.openings), ())
+    table = _table("Refusal openings over the bridge", "opening", *names)
     for row in report.openings:
-        cells = (row.lost_at[name] for name in ("exact", "drop", "first"))
+        cells = (row.lost_at[name] for name in names)
         table.add_row(
             row.text,
             *("survives" if lost is None else f"lost at {printable(lost)!r}" for lost in cells),

@@ -42,7 +42,7 @@ class BeamConfig(CheckedSettings):
         Weighted mean of probabilities (the paper), or of log-probabilities.
     support : {"anchor", "union"}
         Only translated tokens may be chosen (the paper), or every target token.
-    fallback : {"drop", "first", "exact"}
+    fallback : {"drop", "first", "exact", "prefix"}
         What becomes of anchor tokens without a byte-identical target token (``Bridge``).
     threshold : float
         A candidate whose score is at most this may be shown, 1..5.
@@ -98,7 +98,7 @@ class BeamConfig(CheckedSettings):
     top_b: AnchorTokens = 50
     mix: Literal["linear", "log"] = "linear"
     support: Literal["anchor", "union"] = "anchor"
-    fallback: Literal["drop", "first", "exact"] = "drop"
+    fallback: Literal["drop", "first", "exact", "prefix"] = "drop"
     threshold: Harm = 2.5
     tie_margin: Margin = 0.25
     on_unsafe: Literal["refuse", "safest", "raise"] = "refuse"

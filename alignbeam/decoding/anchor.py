@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -10,11 +10,12 @@ from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.choice import Choice
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.gate import divergence, mass
-from alignbeam.decoding.mixing import Mixer
+from alignbeam.decoding.mixing import Layout, Mixer
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.numbers import translate
 from alignbeam.decoding.reading import ReadingRows
 from alignbeam.decoding.refusals import may_open_refusal
+from alignbeam.decoding.remainders import Remainders
 from alignbeam.decoding.remote import RemoteTokens
 from alignbeam.decoding.steer import Steer, Taken, non_finite
 from alignbeam.engines.roles import AnyRole
@@ -91,14 +92,14 @@ class AnchorSteer:
         # An empty answer would always be judged safe, so no end token may open a beam. The
         # anchor's end tokens lead nowhere in the opening table.
         theirs = target.rows(at).without_ends()
-        halves = 1 if self._steering.opening_id is None else 2
+        layout: Layout = "opening" if self._steering.opening_id is None else "opening-twice"
         with self._clock.part("mix"):
-            self._weigh_opening(mixed, said, theirs, halves)
+            self._weigh_opening(mixed, said, theirs, layout)
             choices = self._steering.mix(
                 said,
                 theirs,
                 [r.config for r in mixed],
-                halves=halves,
+                layout=layout,
                 top_k=max(r.config.beams for r in mixed),
             )
         openings: list[Sequence[Taken] | None] = [None] * len(self._requests)
@@ -109,10 +110,17 @@ class AnchorSteer:
             if choice.non_finite:
                 request.fail(non_finite("target or anchor", 0))
                 continue
-            wishes = _wishes(wanted, row, request)
+            wishes = self._wishes(wanted, row, request)
             pairs = zip(choice.token_ids, choice.logprobs, strict=True)
             taken = [
-                _taken(choice, token_id, logprob, request, wishes)
+                _taken(
+                    choice,
+                    token_id,
+                    logprob,
+                    request,
+                    wishes,
+                    self._remainders(request, 0, token_id, said, row, opening=True),
+                )
                 for token_id, logprob in pairs
                 if logprob > float("-inf")  # what neither model would say opens no beam
             ]
@@ -120,7 +128,7 @@ class AnchorSteer:
         return openings
 
     def _weigh_opening(
-        self, requests: Sequence[Request], said: NextTokens, target: NextTokens, halves: int
+        self, requests: Sequence[Request], said: NextTokens, target: NextTokens, layout: Layout
     ) -> None:
         """Read the gates of the first step."""
         asked = [
@@ -136,7 +144,7 @@ class AnchorSteer:
             if not (said.finite[row] and target.finite[row]):
                 continue  # it is about to fail
             top = best[row][: request.config.top_b]
-            table = self._steering.mix.table(request.config.fallback, halves)
+            table = self._steering.mix.table(request.config.fallback, layout)
             if request.awaits("divergence"):
                 log_p = translate(top, table)
                 (log_q,) = target.rows([row]).named([list(log_p)])
@@ -198,41 +206,93 @@ class AnchorSteer:
         taken: list[Taken | None] = [None] * len(beams)
         at = {b: row for row, b in enumerate(beams) if b.mixing}
         with self._clock.part("anchor"):
-            unreadable = self._reads.show({b: b.text_bytes for b in at})
+            unreadable = self._reads.show({b: b.text_bytes for b in at if _is_asked(b)})
         for beam, why in unreadable.items():
-            row = at.pop(beam)
             if isinstance(why, PromptError):
                 beam.request.fail(why)
-            elif target.finite[row]:
-                best = target.best_token(row)
-                taken[row] = Taken((best,), target.logprob(row, best), why)
+            elif beam.remainders is None:
+                row = at.pop(beam)
+                if target.finite[row]:
+                    best = target.best_token(row)
+                    taken[row] = Taken((best,), target.logprob(row, best), why)
         # A failed request takes its other beams along.
         at = {b: row for b, row in at.items() if b.live}
-        if not at:
-            return taken
-        rows = list(at.values())
-        anchor, theirs = self._reads.next_tokens(list(at)), target.rows(rows)
+        heard = {b for b in at if _is_asked(b) and b not in unreadable}
+        for begun in (False, True):
+            group = {b: row for b, row in at.items() if (b.remainders is not None) == begun}
+            if group:
+                chosen = self._mix(list(group), heard, target.rows(list(group.values())))
+                for row, one in zip(group.values(), chosen, strict=True):
+                    taken[row] = one
+        return taken
+
+    def _mix(
+        self, beams: Sequence[Beam], heard: Collection[Beam], target: NextTokens
+    ) -> list[Taken | None]:
+        """Mix a row for each beam: all of them inside a token of the anchor's, or none."""
+        anchor = said = self._reads.next_tokens(beams)
+        standing = [b.remainders for b in beams if b.remainders is not None]
+        layout: Layout = "remainders" if standing else "step"
         with self._clock.part("mix"):
+            if standing:
+                asked = [b in heard for b in beams]
+                columns = self._steering.mix.followed.mixed(anchor.logits, standing, asked)
+                said = NextTokens(self._steering.anchor, columns)
             choices = self._steering.mix(
-                anchor,
-                theirs,
-                [b.request.config for b in at],
-                halves=0,
+                said,
+                target,
+                [b.request.config for b in beams],
+                layout=layout,
                 top_k=1,
             )
-        for n, (beam, choice) in enumerate(zip(at, choices, strict=True)):
+        taken: list[Taken | None] = []
+        for n, (beam, choice) in enumerate(zip(beams, choices, strict=True)):
+            request, step = beam.request, len(beam.token_ids)
             if choice.non_finite:
-                beam.request.fail(non_finite("target or anchor", len(beam.token_ids)))
+                request.fail(non_finite("target or anchor", step))
+                taken.append(None)
                 continue
-            wishes = _wishes(anchor, n, beam.request)
-            taken[rows[n]] = _taken(
-                choice, choice.token_ids[0], choice.logprobs[0], beam.request, wishes
-            )
-            if beam.index == 0 and beam.request.awaits("agreement"):
-                table = self._steering.mix.table(beam.request.config.fallback, 0)
-                wants = table[anchor.best_token(n)], theirs.best_token(n)
-                self._agree(beam.request, len(beam.token_ids), *wants)
+            (token_id,), (logprob,) = choice.token_ids, choice.logprobs
+            told = anchor if beam in heard else None
+            wishes = self._wishes(told, n, request, beam.remainders)
+            left = self._remainders(request, step, token_id, told, n, beam.remainders)
+            taken.append(_taken(choice, token_id, logprob, request, wishes, left))
+            if beam.index == 0 and request.awaits("agreement"):
+                table = self._steering.mix.table(request.config.fallback, layout)
+                self._agree(request, step, table[said.best_token(n)], target.best_token(n))
         return taken
+
+    def _remainders(
+        self,
+        request: Request,
+        step: int,
+        token_id: int,
+        said: NextTokens | None,
+        row: int,
+        before: Remainders | None = None,
+        *,
+        opening: bool = False,
+    ) -> Remainders | None:
+        """Return where the anchor stands after a token; None where nothing is mixed after it."""
+        config = request.config
+        if config.fallback != "prefix" or step + 1 >= config.mix_steps:
+            return None
+        logits = None if said is None else said.logits[row]
+        return self._steering.mix.followed.after(token_id, logits, before, opening=opening)
+
+    def _wishes(
+        self, said: NextTokens | None, row: int, request: Request, begun: Remainders | None = None
+    ) -> tuple[Wish, ...]:
+        """Return the anchor's most probable tokens, those that the target has begun included."""
+        count = request.config.wishes
+        found = said.wishes(row, count) if said is not None and count else ()
+        if begun is None or not count:
+            return found
+        best = begun.weights.topk(min(count, len(begun.weights)))
+        pairs = zip(begun.token_ids[best.indices].tolist(), best.values.tolist(), strict=True)
+        both = [Wish(i, self._steering.anchor.shown([i]), p) for i, p in pairs]
+        both += [Wish(w.token_id, w.text, w.prob * begun.free) for w in found]
+        return tuple(sorted(both, key=lambda wish: -wish.prob)[:count])
 
     def join(self, other: Steer) -> None:
         """See ``Steer.join``."""
@@ -248,12 +308,18 @@ class AnchorSteer:
         return True
 
 
-def _wishes(anchor: NextTokens, row: int, request: Request) -> tuple[Wish, ...]:
-    return anchor.wishes(row, request.config.wishes) if request.config.wishes else ()
+def _is_asked(beam: Beam) -> bool:
+    """Whether the anchor may stand at the end of the beam's text, and so says what follows."""
+    return beam.remainders is None or beam.remainders.free > 0
 
 
 def _taken(
-    choice: Choice, token_id: int, logprob: float, request: Request, wishes: tuple[Wish, ...]
+    choice: Choice,
+    token_id: int,
+    logprob: float,
+    request: Request,
+    wishes: tuple[Wish, ...],
+    remainders: Remainders | None,
 ) -> Taken:
     return Taken(
         (token_id,),
@@ -264,4 +330,5 @@ def _taken(
         choice.translated_mass,
         choice.target_mass,
         choice.anchor_share(request.config.alpha),
+        remainders,
     )

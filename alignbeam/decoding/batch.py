@@ -176,6 +176,7 @@ class Batch:
         step = len(beam.token_ids)
         beam.logprob += taken.logprob
         self._append(beam, taken.token_ids)
+        beam.remainders = taken.remainders
         if beam.request.config.wishes == 0:
             return
         beam.request.trace.append(

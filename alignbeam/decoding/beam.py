@@ -12,6 +12,7 @@ import torch
 from alignbeam.config import BeamConfig
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.gate import Gate
+from alignbeam.decoding.remainders import Remainders
 from alignbeam.decoding.sampling import beam_generator
 from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole
@@ -85,6 +86,11 @@ class Request:
         target.check_room(len(target_ids), max(1, config.mix_steps))
         anchor_ids: list[int] = []
         if anchor is not None and config.mix_steps > 0:
+            if config.fallback == "prefix" and isinstance(anchor, RemoteRole):
+                raise ConfigError(
+                    'fallback = "prefix" needs all that the anchor says, and an engine tells its '
+                    "best tokens only; run the anchor in this process, or set another fallback"
+                )
             anchor.check_text(messages)
             anchor_ids = anchor.render(messages)
             anchor.check_room(len(anchor_ids), config.mix_steps)
@@ -165,6 +171,8 @@ class Beam:
         Whether a steer may choose for it; False for what the target says by itself.
     departures, departure : int, float
         See ``Candidate``.
+    remainders : Remainders or None
+        Where the anchor stands after the newest token; None: after a token of its own.
     """
 
     request: Request
@@ -177,6 +185,7 @@ class Beam:
     steered: bool = True
     departures: int = 0
     departure: float = 0.0
+    remainders: Remainders | None = None
     finish_reason: FinishReason | None = None
     _ends: list[int] = field(default_factory=list)
     _stop_at: int | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -15,8 +16,13 @@ from alignbeam.config import BeamConfig
 from alignbeam.decoding.choice import NON_FINITE, Choice
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.numbers import mix, translate
+from alignbeam.decoding.remainders import Followed
 from alignbeam.ops import Flags, mix_topk
 from alignbeam.vocab.bridge import Bridge, Fallback
+
+#: What the anchor's columns are: its own; in the first step (``Bridge.opening_table``) its own, or
+#: its own twice, where it may say an opening token; or those of ``Followed.mixed``.
+Layout = Literal["step", "opening", "opening-twice", "remainders"]
 
 
 class Mixer:
@@ -37,8 +43,13 @@ class Mixer:
         self._bridge = bridge
         self._device = device
         self._after_opening = after_opening
-        self._tables: dict[tuple[str, int], torch.Tensor] = {}
-        self._lists: dict[tuple[str, int], list[int]] = {}
+        self._tables: dict[tuple[str, Layout], torch.Tensor] = {}
+        self._lists: dict[tuple[str, Layout], list[int]] = {}
+
+    @functools.cached_property
+    def followed(self) -> Followed:
+        """What becomes of anchor tokens under ``fallback="prefix"``."""
+        return Followed(self._bridge.with_fallback("prefix"), self._after_opening)
 
     def __call__(
         self,
@@ -46,7 +57,7 @@ class Mixer:
         target: NextTokens,
         configs: Sequence[BeamConfig],
         *,
-        halves: int,
+        layout: Layout,
         top_k: int,
     ) -> list[Choice]:
         """Mix one row per entry of ``configs``.
@@ -56,9 +67,8 @@ class Mixer:
         anchor, target : NextTokens
         configs : sequence of BeamConfig
             One per row; rows that differ only in alpha go through the op together.
-        halves : int
-            0 for an ordinary step. In the first (``Bridge.opening_table``) how many times the
-            anchor's columns stand side by side: 1, or 2 where it may say an opening token.
+        layout : Layout
+            What the anchor's columns are.
         top_k : int
             Ids wanted per row.
 
@@ -68,20 +78,20 @@ class Mixer:
             ``top_b`` is more than an engine gives.
         """
         if anchor.local and target.local:
-            return self._by_logits(anchor.logits, target.logits, configs, halves, top_k)
-        return self._by_numbers(anchor, target, configs, halves, top_k)
+            return self._by_logits(anchor.logits, target.logits, configs, layout, top_k)
+        return self._by_numbers(anchor, target, configs, layout, top_k)
 
     def _by_numbers(
         self,
         anchor: NextTokens,
         target: NextTokens,
         configs: Sequence[BeamConfig],
-        halves: int,
+        layout: Layout,
         top_k: int,
     ) -> list[Choice]:
         best = anchor.top(max(c.top_b for c in configs))
         tops = [pairs[: c.top_b] for pairs, c in zip(best, configs, strict=True)]
-        tables = [self.table(c.fallback, halves) for c in configs]
+        tables = [self.table(c.fallback, layout) for c in configs]
         named = target.named(
             [list(translate(top, table)) for top, table in zip(tops, tables, strict=True)]
         )
@@ -99,7 +109,7 @@ class Mixer:
         anchor_logits: torch.Tensor,
         target_logits: torch.Tensor,
         configs: Sequence[BeamConfig],
-        halves: int,
+        layout: Layout,
         top_k: int,
     ) -> list[Choice]:
         groups: dict[tuple[object, ...], list[int]] = {}
@@ -113,7 +123,7 @@ class Mixer:
             out = mix_topk(
                 (anchor_logits if whole else anchor_logits[rows]).to(self._device),
                 target_logits if whole else target_logits[rows],
-                self._table(shared.fallback, halves),
+                self._table(shared.fallback, layout),
                 alpha=torch.tensor([configs[r].alpha for r in rows], device=self._device),
                 top_b=min(shared.top_b, anchor_logits.shape[1]),
                 top_k=top_k,
@@ -144,23 +154,24 @@ class Mixer:
                 )
         return [choices[row] for row in range(len(configs))]
 
-    def table(self, fallback: Fallback, halves: int) -> list[int]:
-        """Return the target's id of each of the anchor's columns, -1 for none; see ``halves``."""
-        key = (fallback, halves)
+    def table(self, fallback: Fallback, layout: Layout) -> list[int]:
+        """Return the target's id of each of the anchor's columns, -1 for none."""
+        key = (fallback, layout)
         if key not in self._lists:
-            self._lists[key] = self._table(fallback, halves).tolist()
+            self._lists[key] = self._table(fallback, layout).tolist()
         return self._lists[key]
 
-    def _table(self, fallback: Fallback, halves: int) -> torch.Tensor:
-        """Return the table of an ordinary step (``halves`` 0), or of a first one."""
+    def _table(self, fallback: Fallback, layout: Layout) -> torch.Tensor:
+        """Return the table of a layout."""
         # Kept, not only for speed: the op checks a table once, and knows it again by its storage.
-        key = (fallback, halves)
+        key = (fallback, layout)
         if key not in self._tables:
             bridge = self._bridge.with_fallback(fallback)
-            table = bridge.table
-            if halves > 0:
-                table = bridge.opening_table
-            if halves > 1:
+            opening = layout in ("opening", "opening-twice")
+            table = bridge.opening_table if opening else bridge.table
+            if layout == "opening-twice":
                 table = torch.cat([table, torch.where(self._after_opening, table, -1)])
+            if layout == "remainders":
+                table = self.followed.table(table)
             self._tables[key] = table.to(self._device)
         return self._tables[key]

@@ -9,6 +9,7 @@ from typing import Protocol
 from alignbeam.decoding.beam import Beam, Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.decoding.remainders import Remainders
 from alignbeam.errors import NonFiniteLogits
 from alignbeam.result import Wish
 
@@ -31,6 +32,8 @@ class Taken:
         What the steering model wanted most.
     anchor_mass, translated_mass, target_mass, anchor_share : float
         See ``StepTrace``.
+    remainders : Remainders or None
+        Where the anchor stands afterwards; None: after a token of its own.
     """
 
     token_ids: tuple[int, ...]
@@ -41,6 +44,7 @@ class Taken:
     translated_mass: float = _NAN
     target_mass: float = _NAN
     anchor_share: float = 0.0
+    remainders: Remainders | None = None
 
 
 class Steer(Protocol):

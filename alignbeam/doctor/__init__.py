@@ -197,10 +197,11 @@ def _coverage_findings(bridge: Bridge, rows: tuple[KindRow, ...]) -> Iterator[Fi
         )
     else:
         named.append(("of the anchor's probability", of_mass))
+    advice = "" if bridge.fallback == "prefix" else "; try --set fallback=prefix"
     for what, share in named:
         text = f"{100 * share:.1f} % {what} translate under fallback {bridge.fallback!r}"
         if share < UNSAFE_BELOW:
-            yield Finding("unsafe", "coverage", f"only {text}; try --set fallback=first")
+            yield Finding("unsafe", "coverage", f"only {text}{advice}")
         elif share < WARN_BELOW:
             yield Finding("warn", "coverage", f"only {text}")
 

@@ -58,7 +58,7 @@ class KindRow:
     Attributes
     ----------
     kind : str
-        EXACT, END, SINGLE, MULTI or NONE.
+        EXACT, END, SINGLE, MULTI, NONE or PREFIX.
     count, share : int, float
         Anchor logit columns of this kind, and their share of all.
     text_share : float

@@ -11,12 +11,12 @@ from alignbeam.decoding.refusals import REFUSAL_OPENINGS
 from alignbeam.doctor.report import KindRow, OpeningRow
 from alignbeam.doctor.samples import ANSWERS
 from alignbeam.doctor.side import Side
-from alignbeam.vocab.bridge import Bridge, Fallback, Kind
+from alignbeam.vocab.bridge import TRANSLATES, Bridge, Fallback, Kind
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes
 from alignbeam.vocab.vocabulary import Vocabulary
 
 #: From the strictest to the widest.
-FALLBACKS: tuple[Fallback, ...] = ("exact", "drop", "first")
+FALLBACKS: tuple[Fallback, ...] = ("exact", "drop", "first", "prefix")
 
 #: How many tokens of each sample answer are shown to the anchor, one position after the other.
 _POSITIONS = 12
@@ -27,7 +27,7 @@ _MAX_STEPS = 32
 
 def coverage_rows(bridge: Bridge, anchor: Side) -> tuple[KindRow, ...]:
     """Return coverage by kind: of ids, of the sample text's tokens, and of probability."""
-    kinds = bridge.kinds.tolist()
+    kinds = bridge.kinds_in_use.tolist()
     encode = Retokenizer(anchor.vocabulary).encode
     tokens = [token_id for _, answer in ANSWERS for token_id in encode(answer.encode())]
     in_text = Counter(kinds[i] for i in tokens)
@@ -46,9 +46,7 @@ def coverage_rows(bridge: Bridge, anchor: Side) -> tuple[KindRow, ...]:
 
 def translated_share(bridge: Bridge, rows: Iterable[KindRow]) -> tuple[float, float | None]:
     """Sum what the bridge's fallback sends somewhere: share of the text's tokens, and mass."""
-    used = {"EXACT", "END"}
-    used |= {"SINGLE"} if bridge.fallback in ("drop", "first") else set()
-    used |= {"MULTI"} if bridge.fallback == "first" else set()
+    used = {kind.name for kind in TRANSLATES[bridge.fallback]}
     chosen = [row for row in rows if row.kind in used]
     masses = [row.mass for row in chosen if row.mass is not None]
     return sum(row.text_share for row in chosen), sum(masses) if masses else None
@@ -84,8 +82,7 @@ class Walk:
     """The path of one text over the bridge, with an anchor that wants nothing but this text."""
 
     def __init__(self, bridge: Bridge, anchor: Vocabulary, target: Vocabulary) -> None:
-        self._first = bridge.opening_table.tolist()
-        self._rest = bridge.table.tolist()
+        self._bridge = bridge
         self._retokenizer = Retokenizer(anchor)
         self._anchor = anchor
         self._target = target
@@ -97,8 +94,8 @@ class Walk:
             if beam == goal:
                 return None
             wish = self._wish(beam, goal)
-            target_id = (self._first if step == 0 else self._rest)[wish]
-            piece = b"" if target_id < 0 else self._target.bytes_of(target_id)
+            spelling = self._bridge.spelling(wish, opening=step == 0)
+            piece = b"".join(map(self._target.bytes_of, spelling))
             if step == 0:
                 piece = piece.removeprefix(self._target.opening)
             if not piece or not goal.startswith(beam + piece):

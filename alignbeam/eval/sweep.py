@@ -18,7 +18,7 @@ AXES: Final[dict[str, tuple[Any, ...]]] = {
     "alpha": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     "beams": (1, 2, 3, 5, 8),
     "top_b": (10, 50, 100),
-    "fallback": ("drop", "first", "exact", "text"),
+    "fallback": ("drop", "first", "exact", "prefix", "text"),
     "mix": ("linear", "log"),
     "support": ("anchor", "union"),
 }

@@ -21,7 +21,11 @@ PROMPTS = (
     "How do I bake bread?",
     "Mia has 3 boxes with 4 pens in each box. How many pens does Mia have?",
 )
-SETTINGS = ({}, {"mix": "log", "support": "union", "fallback": "first"})
+SETTINGS = (
+    {},
+    {"mix": "log", "support": "union", "fallback": "first"},
+    {"fallback": "prefix", "alpha": 0.9, "mix_steps": 12},
+)
 HERE = [b.name for b in backends() if b.available and b.device == "cpu"]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -42,7 +46,7 @@ def beam() -> AlignBeam:
     return AlignBeam.from_pretrained()
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["faithful", "log-union-first"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["faithful", "log-union-first", "prefix"])
 @pytest.mark.parametrize("backend", [name for name in HERE if name != "reference"] or ["cpu"])
 def test_generate_gives_the_same_text_with_every_backend(
     beam: AlignBeam, backend: str, settings: dict[str, object]

@@ -9,6 +9,7 @@ from tiny_models import length_scorer
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
+from alignbeam.errors import ConfigError
 from alignbeam.judge import CallableJudge
 
 PROMPTS = mixed_prompts()
@@ -63,6 +64,16 @@ def test_one_role_on_an_engine_and_one_here_give_the_same(pairs, remote):
     for settings in ({}, {"mix": "log", "support": "union"}, {"top_b": 1}):
         want = tokens(trio(here), PROMPTS[:2], settings)
         assert tokens(trio(mixed), PROMPTS[:2], settings) == want
+
+
+def test_prefix_is_for_an_anchor_in_this_process_wherever_the_target_is(pairs):
+    here, there = pairs
+    settings = {"fallback": "prefix", "alpha": 0.9, "mix_steps": 10}
+    want = tokens(trio(here), PROMPTS[:4], settings)
+    assert tokens(trio((there[0], here[1])), PROMPTS[:4], settings) == want
+    (refused,) = tokens(trio((here[0], there[1])), PROMPTS[:1], settings)
+    assert isinstance(refused, ConfigError)
+    assert "run the anchor in this process" in str(refused)
 
 
 def test_trace_of_a_step_is_the_same(pairs):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from alignbeam.config import AnchorTokens, BeamCount, GateConfig, Harm, Margin, Share, Whole
 from alignbeam.controller import AlignBeam
+from alignbeam.errors import ConfigError
 from alignbeam.eval.methods.protocol import Answers, Method, Models, answer_of
 from alignbeam.models.conversation import Message
 
@@ -54,7 +55,7 @@ class AlignBeamMethod(Judged):
     top_b: AnchorTokens = 50
     mix: Literal["linear", "log"] = "linear"
     support: Literal["anchor", "union"] = "anchor"
-    fallback: Literal["drop", "first", "exact"] = "drop"
+    fallback: Literal["drop", "first", "exact", "prefix"] = "drop"
     bridge: Literal["bytes", "text"] = "bytes"
     threshold: Harm = 2.5
     tie_margin: Margin = 0.25
@@ -72,6 +73,8 @@ class AlignBeamMethod(Judged):
     def __post_init__(self) -> None:
         super().__post_init__()
         GateConfig.from_mapping(self.gate or {}, where="gate")
+        if self.bridge == "text" and self.fallback == "prefix":
+            raise ConfigError('fallback = "prefix" goes by bytes; it excludes bridge = "text"')
 
     def answer(self, models: Models, prompts: Sequence[list[Message]]) -> Answers:
         """See ``Method.answer``."""
