@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-from alignbeam.vocab.pieces import Pieces
+from alignbeam.vocab.pieces import ByteTrie, Pieces
 from alignbeam.vocab.plain_text import PlainEncoder
 from alignbeam.vocab.retokenize import Retokenizer, UnspellableBytes
 from alignbeam.vocab.tokenizer_file import backend_of
@@ -62,7 +63,7 @@ def by_bytes(anchor: Vocabulary, target: Vocabulary) -> Tables:
         rests = [piece and piece.removeprefix(anchor.opening) for piece in texts]
         opening_texts = [rest and target.opening + rest for rest in rests]
     usual = opening = finder.find(texts)
-    pieces = Pieces(finder.by_bytes)
+    pieces = Pieces(finder.trie)
     starts = opening_starts = pieces.add(texts)
     if opening_texts is not texts:
         opening = finder.find(opening_texts)
@@ -105,7 +106,12 @@ class _Finder:
         self._encoder = PlainEncoder(target.tokenizer)
         # Text never becomes an end: only END entries lead there.
         self._bytes = target.text_bytes
-        self.by_bytes = self._index()
+        self._by_bytes = self._index()
+
+    @cached_property
+    def trie(self) -> ByteTrie:
+        """The same index, by what bytes begin with."""
+        return ByteTrie(self._by_bytes)
 
     def _index(self) -> dict[bytes, int]:
         index: dict[bytes, int] = {}
@@ -122,13 +128,13 @@ class _Finder:
 
     def find(self, pieces: Sequence[bytes | None]) -> Columns:
         """Return a match per entry; None and empty bytes match nothing."""
-        others = self._encoded({p for p in pieces if p and p not in self.by_bytes})
+        others = self._encoded({p for p in pieces if p and p not in self._by_bytes})
         ids = [-1] * len(pieces)
         kinds = [int(Kind.NONE)] * len(pieces)
         for column, piece in enumerate(pieces):
             if not piece:
                 continue
-            exact = self.by_bytes.get(piece)
+            exact = self._by_bytes.get(piece)
             if exact is not None:
                 ids[column], kinds[column] = exact, Kind.EXACT
             else:

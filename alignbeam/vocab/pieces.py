@@ -24,6 +24,7 @@ class ByteTrie:
     """
 
     def __init__(self, ids: Mapping[bytes, int]) -> None:
+        self._whole = ids
         self._tokens = sorted(ids)
         self._ids = [ids[token] for token in self._tokens]
         self._longest = max(map(len, self._tokens), default=0)
@@ -40,6 +41,8 @@ class ByteTrie:
 
         ``STUCK`` ends the list where no token begins like the rest.
         """
+        if (whole := self._whole.get(data)) is not None:
+            return [whole]
         ids: list[int] = []
         start = 0
         while start < len(data):
@@ -65,9 +68,8 @@ class Pieces:
     The string at 0 is that of everything without bytes: ``STUCK`` at once.
     """
 
-    def __init__(self, ids: Mapping[bytes, int]) -> None:
-        self._ids = ids
-        self._trie = ByteTrie(ids)
+    def __init__(self, trie: ByteTrie) -> None:
+        self._trie = trie
         self._flat = array("i", [STUCK])
 
     def add(self, texts: Sequence[bytes | None]) -> torch.Tensor:
@@ -75,8 +77,7 @@ class Pieces:
         starts = array("i", bytes(4 * len(texts)))
         for i, text in enumerate(texts):
             if text:
-                whole = self._ids.get(text)
-                starts[i] = self._append(self._trie.cut(text) if whole is None else [whole])
+                starts[i] = self._append(self._trie.cut(text))
         return torch.tensor(starts, dtype=torch.int32)
 
     def add_one(self, token_id: int) -> int:

@@ -57,7 +57,7 @@ def vocabulary_of(name: str) -> Vocabulary:
 @functools.cache
 def trie_of(name: str) -> Pieces:
     """Pieces of everything that was cut for this target so far."""
-    return Pieces(matching._Finder(vocabulary_of(name)).by_bytes)
+    return Pieces(matching._Finder(vocabulary_of(name)).trie)
 
 
 # Each vocabulary once as anchor and once as target.
