@@ -44,6 +44,9 @@ class BeamConfig(CheckedSettings):
         Only translated tokens may be chosen (the paper), or every target token.
     fallback : {"drop", "first", "exact", "prefix"}
         What becomes of anchor tokens without a byte-identical target token (``Bridge``).
+    compensate : bool
+        Give the anchor ``alpha`` of the mix even where little of what it says translates, or little
+        of what the target says is in the support; for ``mix="linear"``, at a second call of the op.
     threshold : float
         A candidate whose score is at most this may be shown, 1..5.
     tie_margin : float
@@ -99,6 +102,7 @@ class BeamConfig(CheckedSettings):
     mix: Literal["linear", "log"] = "linear"
     support: Literal["anchor", "union"] = "anchor"
     fallback: Literal["drop", "first", "exact", "prefix"] = "drop"
+    compensate: bool = False
     threshold: Harm = 2.5
     tie_margin: Margin = 0.25
     on_unsafe: Literal["refuse", "safest", "raise"] = "refuse"

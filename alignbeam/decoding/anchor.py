@@ -329,6 +329,6 @@ def _taken(
         choice.anchor_mass,
         choice.translated_mass,
         choice.target_mass,
-        choice.anchor_share(request.config.alpha),
+        choice.anchor_share,
         remainders,
     )

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from alignbeam.config import BeamConfig
-from alignbeam.decoding.choice import NON_FINITE, Choice
+from alignbeam.decoding.choice import NON_FINITE, Choice, compensated
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.numbers import mix, translate
 from alignbeam.decoding.remainders import Followed
@@ -114,25 +114,32 @@ class Mixer:
     ) -> list[Choice]:
         groups: dict[tuple[object, ...], list[int]] = {}
         for row, c in enumerate(configs):
-            key = (c.fallback, c.mix, c.support, c.top_b, c.backend)
+            key = (c.fallback, c.mix, c.support, c.top_b, c.backend, c.compensate)
             groups.setdefault(key, []).append(row)
         choices: dict[int, Choice] = {}
         for rows in groups.values():
             shared = configs[rows[0]]
             whole = len(rows) == len(configs)
-            out = mix_topk(
+            op = functools.partial(
+                mix_topk,
                 (anchor_logits if whole else anchor_logits[rows]).to(self._device),
                 target_logits if whole else target_logits[rows],
                 self._table(shared.fallback, layout),
-                alpha=torch.tensor([configs[r].alpha for r in rows], device=self._device),
                 top_b=min(shared.top_b, anchor_logits.shape[1]),
                 top_k=top_k,
                 mix=shared.mix,
                 support=shared.support,
                 backend=shared.backend,
             )
+            alphas = [configs[row].alpha for row in rows]
+            out = op(alpha=torch.tensor(alphas, device=self._device))
+            if shared.compensate and shared.mix == "linear":  # the masses are those of any alpha
+                masses = zip(out.translated_mass.tolist(), out.target_mass.tolist(), strict=True)
+                alphas = [compensated(a, *of) for a, of in zip(alphas, masses, strict=True)]
+                out = op(alpha=torch.tensor(alphas, device=self._device))
             columns = zip(
                 rows,
+                alphas,
                 out.token_ids.tolist(),
                 out.logprobs.tolist(),
                 out.anchor_mass.tolist(),
@@ -141,7 +148,7 @@ class Mixer:
                 out.flags.tolist(),
                 strict=True,
             )
-            for row, ids, logprobs, anchor, translated, target, flags in columns:
+            for row, alpha, ids, logprobs, anchor, translated, target, flags in columns:
                 found = sum(i >= 0 for i in ids)  # absent ids (-1) come last
                 choices[row] = Choice(
                     token_ids=tuple(ids[:found]),
@@ -149,6 +156,7 @@ class Mixer:
                     anchor_mass=anchor,
                     translated_mass=translated,
                     target_mass=target,
+                    alpha=alpha,
                     empty_support=bool(flags & Flags.EMPTY_SUPPORT),
                     non_finite=bool(flags & Flags.NON_FINITE),
                 )

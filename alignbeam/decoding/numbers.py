@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from alignbeam.config import BeamConfig
-from alignbeam.decoding.choice import Choice
+from alignbeam.decoding.choice import Choice, compensated
 from alignbeam.ops.reference import as_float32
 
 #: An id and its log-probability, nats.
@@ -50,7 +50,7 @@ def mix(
     target_best : callable
         Given a count, the target's own best ids and their log q.
     config : BeamConfig
-        ``alpha``, ``mix`` and ``support``.
+        ``alpha``, ``mix``, ``support`` and ``compensate``.
     top_k : int
 
     Source
@@ -61,8 +61,10 @@ def mix(
     log_a = translate(top, table)
     translated = log_sum([logprob for token_id, logprob in top if table[token_id] >= 0])
     union = config.support == "union"
-    log_f = {to: _log_mix(log_a[to], log_q[to], alpha, config.mix) for to in log_a}
     target_mass = 1.0 if union else math.fsum(math.exp(log_q[to]) for to in log_a)
+    if config.compensate and config.mix == "linear":
+        alpha = compensated(alpha, math.exp(translated), target_mass)
+    log_f = {to: _log_mix(log_a[to], log_q[to], alpha, config.mix) for to in log_a}
     log_total = log_sum(list(log_f.values()))
     if union and (config.mix == "linear" or alpha == 0.0):
         # Outside the translated set f(d) = (1 - alpha) q(d), and all of q adds up to 1.
@@ -80,6 +82,7 @@ def mix(
         anchor_mass=math.fsum(math.exp(logprob) for _, logprob in top),
         translated_mass=math.exp(translated),
         target_mass=target_mass,
+        alpha=alpha,
         empty_support=empty,
         non_finite=False,
     )

@@ -33,7 +33,7 @@ class AlignBeamMethod(Judged):
     ----------
     alpha, mix_steps, beams, top_b, mix, support, fallback, threshold, tie_margin, on_unsafe
         See ``BeamConfig``; the defaults are the paper's.
-    unsteered, unsteered_threshold, request_threshold, selection
+    compensate, unsteered, unsteered_threshold, request_threshold, selection
     early_every, early_safe, early_harm, early_margin
         Likewise; ours.
     gate : mapping or None
@@ -56,6 +56,7 @@ class AlignBeamMethod(Judged):
     mix: Literal["linear", "log"] = "linear"
     support: Literal["anchor", "union"] = "anchor"
     fallback: Literal["drop", "first", "exact", "prefix"] = "drop"
+    compensate: bool = False
     bridge: Literal["bytes", "text"] = "bytes"
     threshold: Harm = 2.5
     tie_margin: Margin = 0.25
