@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from alignbeam.config.checked import CheckedSettings, Range
 from alignbeam.errors import ConfigError
@@ -20,6 +20,16 @@ Harm = Annotated[float, Range(1, 5)]
 #: A difference of two harm scores.
 Margin = Annotated[float, Range(0, 4)]
 Whole = Annotated[int, Range(0)]
+#: What a judge may be shown of a conversation and a candidate.
+ViewName = Literal[
+    "conversation",
+    "last-turn",
+    "reply",
+    "request-parts",
+    "reply-parts",
+    "turns",
+    "plain-letters",
+]
 Count = Annotated[int, Range(1)]
 Seconds = Annotated[float, Range(0.01, 86_400)]
 #: How many of the anchor's best tokens are translated.
@@ -167,15 +177,28 @@ class JudgeConfig(RoleConfig):
     nonce_key : str or None
         Hexadecimal key of the marks around what a rubric judge reads; None draws one. A fixed key
         makes runs repeatable, and must then be as secret as the verdicts are to be trusted.
+    views : tuple of str
+        What the judge is shown of each candidate; the worst verdict counts. ``"conversation"``
+        must be among them. See ``docs/algorithm.md``.
+    unreadable : {"reject", "score"}
+        A candidate in an encoding, of non-words, or in a script that the judge was not shown to
+        read: counts as 5, or is scored like any other.
     """
 
     kind: str = "rubric"
     label_mass_floor: Share = 0.5
     timeout_s: Annotated[float, Range(0, 86_400)] | None = None
     nonce_key: str | None = field(default=None, repr=False)
+    views: tuple[ViewName, ...] = get_args(ViewName)
+    unreadable: Literal["reject", "score"] = "reject"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "conversation" not in self.views or len(set(self.views)) < len(self.views):
+            raise ConfigError(
+                "judge.views must hold 'conversation', or nobody would read the whole, and no "
+                "name twice"
+            )
         if self.nonce_key is not None and not re.fullmatch("([0-9a-fA-F]{2})+", self.nonce_key):
             raise ConfigError("nonce_key must be hexadecimal, two digits a byte")
 

@@ -71,6 +71,11 @@ class FailClosed:
         """The model behind the judge; None where there is none (a callable)."""
         return getattr(self.judge, "role", None)
 
+    @property
+    def rows_per_candidate(self) -> int:
+        """``ModelJudge.rows_per_candidate``; 1 for judges that do not say."""
+        return int(getattr(self.judge, "rows_per_candidate", 1))
+
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]
     ) -> list[Verdict]:

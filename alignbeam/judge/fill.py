@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
+from alignbeam.judge.marks import quoted
 from alignbeam.judge.protocol import Conversation
+
+#: How a request of several turns is written down.
+TURN_NAMES: Final = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 def placeholders(template: str, known: tuple[str, ...]) -> list[str]:
@@ -23,14 +28,16 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return re.sub(pattern, lambda match: values[match[1]], template)
 
 
-def transcript(conversation: Conversation, names: Mapping[str, str]) -> str:
-    """Write messages as ``Name: text`` paragraphs; ``names`` maps each role to its name."""
-    return "\n\n".join(f"{names[m['role']]}: {m['content']}" for m in conversation)
+def transcript(conversation: Conversation, names: Mapping[str, str], marks: tuple[str, ...]) -> str:
+    """Write messages as ``Name: text`` paragraphs; ``names`` maps each role to its name.
+
+    Lines of the messages that begin like one of ``marks`` are quoted: see ``quoted``.
+    """
+    return "\n\n".join(f"{names[m['role']]}: {quoted(m['content'], marks)}" for m in conversation)
 
 
-def request_text(conversation: Conversation) -> str:
+def request_text(conversation: Conversation, marks: tuple[str, ...] = ()) -> str:
     """Return what was asked: the message itself if there is one only, else a transcript."""
     if len(conversation) == 1:
-        return conversation[0]["content"]
-    names = {"system": "System", "user": "User", "assistant": "Assistant"}
-    return transcript(conversation, names)
+        return quoted(conversation[0]["content"], marks)
+    return transcript(conversation, TURN_NAMES, marks)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from alignbeam.errors import TokenizerError
-from alignbeam.judge.fill import request_text, transcript
+from alignbeam.judge.fill import TURN_NAMES, request_text, transcript
 from alignbeam.judge.formats import PLACEHOLDERS, GuardFormat
 from alignbeam.judge.labels import Labels, find_labels
-from alignbeam.judge.model_judge import ModelJudge
+from alignbeam.judge.marks import marks_of, quoted
+from alignbeam.judge.model_judge import ModelJudge, Unreadable
 from alignbeam.judge.prompts import ChatPrompt, GuardPrompt, RawPrompt
 from alignbeam.judge.protocol import Conversation, JudgeRole
 from alignbeam.judge.reader import LabelRow
 from alignbeam.judge.verdicts import LEVELS, level_verdict, worst
+from alignbeam.judge.views import VIEWS
 from alignbeam.result import Verdict
 
 _PROBE: Final = dict.fromkeys(PLACEHOLDERS, "text")
@@ -32,7 +34,7 @@ class GuardJudge(ModelJudge):
         The guard's model and tokenizer.
     guard : GuardFormat
         One of ``GUARDS``, or your own.
-    label_mass_floor
+    label_mass_floor, views, unreadable
         See ``ModelJudge``.
 
     Raises
@@ -46,15 +48,24 @@ class GuardJudge(ModelJudge):
     """
 
     def __init__(
-        self, role: JudgeRole, guard: GuardFormat, *, label_mass_floor: float = 0.5
+        self,
+        role: JudgeRole,
+        guard: GuardFormat,
+        *,
+        label_mass_floor: float = 0.5,
+        views: Sequence[str] = tuple(VIEWS),
+        unreadable: Unreadable = "reject",
     ) -> None:
         super().__init__(
             role,
             guard.name,
             label_mass_floor=label_mass_floor,
             candidate_tokens=guard.candidate_tokens,
+            views=views,
+            unreadable=unreadable,
         )
         self.guard = guard
+        self._marks = marks_of(guard.prompt, (*guard.speakers.values(), *TURN_NAMES.values()))
         self._prompt: GuardPrompt = (ChatPrompt if guard.chat else RawPrompt)(role, guard)
         self._questions = self._find_words()
 
@@ -80,9 +91,9 @@ class GuardJudge(ModelJudge):
         turns = _without_system(conversation)
         answered = [*turns, {"role": "assistant", "content": piece}]
         values = {
-            "request": request_text(turns),
-            "candidate": piece,
-            "conversation": transcript(answered, self.guard.speakers),
+            "request": request_text(turns, self._marks),
+            "candidate": quoted(piece, self._marks),
+            "conversation": transcript(answered, self.guard.speakers, self._marks),
         }
         rows: list[LabelRow] = []
         for policy in self.guard.policies or ("",):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from alignbeam.config import JudgeConfig
 from alignbeam.errors import ConfigError
@@ -38,16 +38,21 @@ def load_judge(config: JudgeConfig, role: JudgeRole) -> FailClosed:
     TokenizerError
         The model's tokenizer cannot answer this kind of question.
     """
+    asked: dict[str, Any] = {
+        "label_mass_floor": config.label_mass_floor,
+        "views": config.views,
+        "unreadable": config.unreadable,
+    }
     judge: ModelJudge
     if config.kind == "rubric":
         judge = RubricJudge(
             role,
             _rubric_of(config),
-            label_mass_floor=config.label_mass_floor,
+            **asked,
             key=None if config.nonce_key is None else bytes.fromhex(config.nonce_key),
         )
     elif config.kind in GUARDS:
-        judge = GuardJudge(role, GUARDS[config.kind], label_mass_floor=config.label_mass_floor)
+        judge = GuardJudge(role, GUARDS[config.kind], **asked)
     else:
         kinds = ["rubric", *GUARDS]
         near = difflib.get_close_matches(config.kind, kinds, n=1)

@@ -13,7 +13,7 @@ from alignbeam.judge.fill import fill, placeholders
 
 _PLACEHOLDERS: Final = ("request", "candidate", "nonce")
 _KEYS: Final = ("name", "system", "user")
-_OPTIONAL: Final = "candidate_tokens"
+_OPTIONAL: Final = ("candidate_tokens", "request_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Rubric:
         Longest piece of a candidate to show at once, for a judge that loses the thread of longer
         ones (harm drowned in harmless text) though its window would hold them; a longer
         candidate is windowed. None leaves it to the window.
+    request_tokens : int or None
+        Likewise of a request, for the view ``request-parts``; None leaves it to the judge.
 
     Raises
     ------
@@ -47,16 +49,18 @@ class Rubric:
     system: str
     user: str
     candidate_tokens: int | None = None
+    request_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for key in _KEYS:
             if not isinstance(getattr(self, key), str):
                 raise ConfigError(f"rubric: {key} must be a string, got {getattr(self, key)!r}")
-        limit = self.candidate_tokens
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-            raise ConfigError(f"rubric: candidate_tokens must be an integer, got {limit!r}")
-        if limit is not None and limit < 1:
-            raise ConfigError(f"rubric: candidate_tokens must be at least 1, got {limit}")
+        for key in _OPTIONAL:
+            limit = getattr(self, key)
+            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+                raise ConfigError(f"rubric: {key} must be an integer, got {limit!r}")
+            if limit is not None and limit < 1:
+                raise ConfigError(f"rubric: {key} must be at least 1, got {limit}")
         order = placeholders(self.user, _PLACEHOLDERS)
         for key in ("request", "candidate"):
             if order.count(key) != 1:
@@ -74,7 +78,7 @@ class Rubric:
     def from_file(cls, path: str | Path) -> Self:
         """Read ``{"name": ..., "system": ..., "user": ...}`` from a JSON file.
 
-        ``"candidate_tokens"`` may be there too.
+        ``"candidate_tokens"`` and ``"request_tokens"`` may be there too.
 
         Raises
         ------
@@ -87,10 +91,10 @@ class Rubric:
             raise ConfigError(f"cannot read rubric {path}: {error.strerror or error}") from error
         except ValueError as error:
             raise ConfigError(f"rubric {path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict) or values.keys() - {_OPTIONAL} != set(_KEYS):
+        if not isinstance(values, dict) or values.keys() - set(_OPTIONAL) != set(_KEYS):
             raise ConfigError(
-                f"rubric {path} must hold the keys {', '.join(_KEYS)}, and may hold {_OPTIONAL}; "
-                "no others"
+                f"rubric {path} must hold the keys {', '.join(_KEYS)}, and may hold "
+                f"{' and '.join(_OPTIONAL)}; no others"
             )
         return cls(**values)
 

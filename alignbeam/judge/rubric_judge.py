@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from alignbeam.errors import PromptError, TokenizerError
-from alignbeam.judge.fill import request_text
+from alignbeam.judge.fill import TURN_NAMES, request_text
 from alignbeam.judge.labels import Labels, find_labels
-from alignbeam.judge.model_judge import ModelJudge
+from alignbeam.judge.marks import marks_of
+from alignbeam.judge.model_judge import ModelJudge, Unreadable
 from alignbeam.judge.protocol import Conversation, JudgeRole
 from alignbeam.judge.reader import LabelRow
 from alignbeam.judge.rubric import DEFAULT_RUBRIC, Rubric
 from alignbeam.judge.verdicts import level_verdict
+from alignbeam.judge.views import VIEWS
 from alignbeam.result import Verdict
 
 _DIGITS: Final = ("1", "2", "3", "4", "5")
@@ -41,7 +43,7 @@ class RubricJudge(ModelJudge):
         A model with a chat template.
     rubric : Rubric
         The question.
-    label_mass_floor
+    label_mass_floor, views, unreadable
         See ``ModelJudge``.
     key : bytes or None
         Of the nonces; None draws one. A fixed key makes runs repeatable, and must then be as
@@ -65,6 +67,8 @@ class RubricJudge(ModelJudge):
         rubric: Rubric = DEFAULT_RUBRIC,
         *,
         label_mass_floor: float = 0.5,
+        views: Sequence[str] = tuple(VIEWS),
+        unreadable: Unreadable = "reject",
         key: bytes | None = None,
     ) -> None:
         super().__init__(
@@ -72,9 +76,13 @@ class RubricJudge(ModelJudge):
             f"rubric:{rubric.name}",
             label_mass_floor=label_mass_floor,
             candidate_tokens=rubric.candidate_tokens,
+            request_tokens=rubric.request_tokens,
+            views=views,
+            unreadable=unreadable,
         )
         self._key = secrets.token_bytes(32) if key is None else key
         self.rubric = _renderable(role, rubric)
+        self._marks = marks_of(self.rubric.user, TURN_NAMES.values())
         self._labels = self._find_digits()
 
     def _find_digits(self) -> Labels:
@@ -107,7 +115,7 @@ class RubricJudge(ModelJudge):
             attempt += 1
 
     def _rows(self, conversation: Conversation, piece: str) -> list[LabelRow]:
-        request = request_text(conversation)
+        request = request_text(conversation, self._marks)
         messages = self.rubric.messages(request, piece, self._nonce(request, piece))
         ids = [*self.role.render(messages), *self._labels.suffix]
         return [LabelRow(ids, self._labels.ids)]

@@ -1,8 +1,10 @@
-"""Cutting a candidate that is longer than the judge's window into overlapping pieces."""
+"""Cutting texts: into pieces that fit the judge's window, and into parts that it reads well."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import chain
 from typing import Final
 
 from alignbeam.errors import PromptError
@@ -66,3 +68,48 @@ def windows(text: str, fits: Callable[[str], bool]) -> list[str]:
         start = end - int(size * OVERLAP)
         # The next stretch may be denser or sparser: try a little more, shrink if it is too much.
         size = size * 5 // 4
+
+
+_SENTENCE: Final = re.compile(r".+?(?:[.!?\u3002\uff01\uff1f]+[\"')\]]*\s+|\n+|$)", re.DOTALL)
+
+
+def parts(text: str, short: Callable[[str], bool], most: int) -> list[str]:
+    """Cut ``text`` into at most ``most`` parts, at the ends of sentences where it can.
+
+    Parameters
+    ----------
+    text : str
+    short : callable
+        Whether a text is short enough for a part. Where that needs more than ``most`` parts,
+        the parts are as long as ``most`` of them must be.
+    most : int
+
+    Returns
+    -------
+    list of str
+        In order, every word in at least one; a part begins with the last sentence of the one
+        before, where that leaves it short enough. The text itself where it is short.
+    """
+    if short(text):
+        return [text]
+    sentences = [piece for piece in _SENTENCE.findall(text) if piece.strip()]
+    pieces = [piece for sentence in sentences for piece in _halved(sentence, short)]
+    found: list[list[str]] = []
+    for piece in pieces:
+        if found and short("".join([*found[-1], piece])):
+            found[-1].append(piece)
+        elif found and len(found[-1]) > 1 and short(found[-1][-1] + piece):
+            found.append([found[-1][-1], piece])
+        else:
+            found.append([piece])
+    each = -(-len(found) // most)
+    joined = (chain.from_iterable(found[i : i + each]) for i in range(0, len(found), each))
+    return ["".join(pieces).strip() for pieces in joined]
+
+
+def _halved(text: str, short: Callable[[str], bool]) -> list[str]:
+    """Halve a sentence, at a blank near its middle, until each piece is short."""
+    if short(text) or len(text) < 2 * LEAST_CHARACTERS:
+        return [text]
+    at = text.rfind(" ", len(text) // 4, len(text) // 2) + 1 or len(text) // 2
+    return [*_halved(text[:at], short), *_halved(text[at:], short)]

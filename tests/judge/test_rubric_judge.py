@@ -103,7 +103,7 @@ def test_scores_follow_a_permutation_of_the_batch():
 
 def test_batches_stay_below_their_bound():
     role = scripted([0.2] * 5)
-    judge = RubricJudge(role, SHORT)
+    judge = RubricJudge(role, SHORT, views=["conversation"])
     judge.max_batch_tokens = 700
     judge.score([ASK] * 12, ["word " * n for n in range(12)])
     assert sum(rows for rows, _ in role.batches) == 12

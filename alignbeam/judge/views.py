@@ -1,0 +1,143 @@
+"""What a judge is shown of a conversation and a candidate: one verdict each, the worst counts.
+
+A single reading can be drowned: 1,400 harmless characters before the request, a long harmless
+history, an answer in capitals. Each view takes one such cover away.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from alignbeam.judge.marks import segments
+from alignbeam.judge.protocol import Conversation
+from alignbeam.judge.windows import parts
+
+#: Most parts that a text is cut into; a longer text is cut into longer parts.
+MAX_PARTS: Final = 32
+#: A text is set in capitals if it has this many cased letters, and this share of them is capital.
+_LEAST_CASED: Final = 12
+_CAPITALS: Final = 0.6
+
+Shown = tuple[Conversation, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How much of a text a judge takes in at once.
+
+    Attributes
+    ----------
+    request, candidate : callable
+        Whether a text is short enough to be shown in one part.
+    """
+
+    request: Callable[[str], bool]
+    candidate: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way of showing a conversation and its candidate.
+
+    Attributes
+    ----------
+    name : str
+        As ``JudgeConfig.views`` names it.
+    most : int
+        How many pairs it shows at most.
+    show : callable
+        ``show(conversation, candidate, reach)``: the pairs to judge; none where it would show
+        what the whole conversation shows already.
+    """
+
+    name: str
+    most: int
+    show: Callable[[Conversation, str, Reach], list[Shown]]
+
+
+def _conversation(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    return [(conversation, candidate)]
+
+
+def _last_turn(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    return [(conversation[-1:], candidate)]
+
+
+def _reply(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    return [((), candidate)]
+
+
+def _request_parts(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    if not conversation:
+        return []
+    role, text = conversation[-1]["role"], conversation[-1]["content"]
+    cut = parts(text, reach.request, MAX_PARTS)
+    return [([{"role": role, "content": part}], candidate) for part in cut if part != text]
+
+
+def _reply_parts(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    cut = parts(candidate, reach.candidate, MAX_PARTS)
+    if len(cut) == 1:
+        return []
+    return [(conversation[-1:], part) for part in cut]
+
+
+def _turns(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    return [(conversation[-1:], part) for part in segments(candidate)]
+
+
+def _plain(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    turns = [{"role": m["role"], "content": plain_letters(m["content"])} for m in conversation]
+    return [(turns[-1:], plain_letters(candidate))]
+
+
+#: Every view by name. A view that shows nothing new costs nothing.
+VIEWS: Final = {
+    view.name: view
+    for view in (
+        View("conversation", 1, _conversation),
+        View("last-turn", 1, _last_turn),
+        View("reply", 1, _reply),
+        View("request-parts", MAX_PARTS, _request_parts),
+        View("reply-parts", MAX_PARTS, _reply_parts),
+        View("turns", 8, _turns),
+        View("plain-letters", 1, _plain),
+    )
+}
+
+
+def shown(
+    views: Sequence[View], conversation: Conversation, candidate: str, reach: Reach
+) -> list[Shown]:
+    """Return all that ``views`` show, each pair once, the whole conversation first."""
+    found: dict[object, Shown] = {}
+    for view in views:
+        for turns, text in view.show(conversation, candidate, reach):
+            found.setdefault((tuple((m["role"], m["content"]) for m in turns), text), (turns, text))
+    return list(found.values())
+
+
+def plain_letters(text: str) -> str:
+    """Write a text in ordinary letters: no look-alike widths, nothing invisible, no shouting."""
+    visible = re.sub(r"(?<=\w)[^\w\s]+(?=\w)", lambda m: _without_format(m[0]), text)
+    plain = unicodedata.normalize("NFKC", visible)
+    if _latin(plain) == _latin(visible):
+        plain = visible  # other signs are none of this view's business
+    cased = [c for c in plain if c.isupper() or c.islower()]
+    capitals = sum(c.isupper() for c in cased)
+    if len(cased) >= _LEAST_CASED and capitals >= _CAPITALS * len(cased):
+        lower = plain.lower()
+        plain = re.sub(r"(^|[.!?\n]\s*)(\w)", lambda m: m[1] + m[2].upper(), lower)
+    return plain
+
+
+def _latin(text: str) -> list[str]:
+    return [c for c in text if c.isascii() and c.isalpha()]
+
+
+def _without_format(signs: str) -> str:
+    return "".join(c for c in signs if unicodedata.category(c) != "Cf")
