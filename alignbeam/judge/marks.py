@@ -47,7 +47,7 @@ def marks_of(template: str, speakers: Iterable[str]) -> tuple[str, ...]:
     """
     found = {f"{bare(name)}:" for name in speakers}
     for line in template.splitlines():
-        if "{nonce}" in line:
+        if "nonce}" in line:
             continue
         head = bare(re.split(r"\{\w+\}|(?<=\.) |(?<=:)", line)[0])
         if head.endswith(":") or " " in head:

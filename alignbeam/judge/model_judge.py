@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge.protocol import Conversation, JudgeRole, check_lengths
+from alignbeam.judge.readable import foreign_scripts, unreadable
 from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow, read_labels
-from alignbeam.judge.verdicts import error_verdict, worst
+from alignbeam.judge.scripts import reads
+from alignbeam.judge.verdicts import WORST, error_verdict, worst
 from alignbeam.judge.views import VIEWS, Reach, shown
 from alignbeam.judge.windows import LEAST_CHARACTERS, windows
 from alignbeam.result import Verdict
@@ -76,6 +79,7 @@ class ModelJudge(ABC):
         self.candidate_tokens = candidate_tokens
         self.views = tuple(VIEWS[name] for name in views)
         self.unreadable = unreadable
+        self._scripts: dict[str, bool] = {}
         self._reach = Reach(
             self._shorter_than(request_tokens or PART_TOKENS),
             # Where a reading range cuts candidates, every view shows them in windows already.
@@ -107,12 +111,17 @@ class ModelJudge(ABC):
             The two sides are not equally many.
         """
         check_lengths(conversations, candidates)
+        return self._score(conversations, candidates, read_all=self.unreadable == "score")
+
+    def _score(
+        self, conversations: Sequence[Conversation], candidates: Sequence[str], *, read_all: bool
+    ) -> list[Verdict]:
         rows: list[LabelRow] = []
         # Per candidate: the rows of each of its pieces, or the verdict without asking.
         plans: list[list[slice] | Verdict] = []
         for conversation, candidate in zip(conversations, candidates, strict=True):
             try:
-                plan = self._unread(candidate)
+                plan = None if read_all else self._unread(candidate)
                 pieces = [] if plan else self._questions_about(conversation, candidate)
             except AlignBeamError as error:
                 plan, pieces = error_verdict(self.name, "unreadable", str(error)), []
@@ -130,8 +139,28 @@ class ModelJudge(ABC):
         ]
 
     def _unread(self, candidate: str) -> Verdict | None:
-        """Return the verdict of a candidate that this judge cannot read; None where it can."""
-        return None
+        """Return the verdict of a candidate that this judge cannot read; None where it can.
+
+        It is no error, for the judge is not to blame: it is unsafe.
+        """
+        why = unreadable(candidate)
+        if why is None:
+            unknown = sorted(s for s in foreign_scripts(candidate) if not self.reads(s))
+            why = f"written in {', '.join(unknown)}" if unknown else None
+        return None if why is None else Verdict(WORST, judge=f"{self.name}, unread: {why}")
+
+    def reads(self, script: str) -> bool:
+        """Whether this judge was shown to read a script: found out when it is first met.
+
+        Parameters
+        ----------
+        script : str
+            As in ``scripts.toml``; one that is not there is not read.
+        """
+        if script not in self._scripts:
+            ask = functools.partial(self._score, read_all=True)
+            self._scripts[script] = reads(ask, script)
+        return self._scripts[script]
 
     def _questions_about(self, conversation: Conversation, candidate: str) -> list[list[LabelRow]]:
         """Return the rows of each piece of each view."""

@@ -43,12 +43,13 @@ def read_labels(
     role : JudgeRole
         The judge's model.
     rows : sequence of LabelRow
-        In any order; rows of similar length run together, whatever their order.
+        In any order; rows that begin alike run together, and what they share is computed once.
     max_batch_tokens : int
-        Bound of ``rows * longest row`` of one forward; a longer row runs alone.
+        Bound of ``rows * longest row`` of one batch, which is also what its KV cache may hold; a
+        longer row runs alone.
     """
     found: list[tuple[float, ...]] = [()] * len(rows)
-    for batch in _batches([len(row.ids) for row in rows], max_batch_tokens):
+    for batch in _batches([row.ids for row in rows], max_batch_tokens):
         logits = role.next_token_logits([rows[i].ids for i in batch])
         logprobs = torch.log_softmax(logits.double(), dim=-1)
         for i, row_logprobs in zip(batch, logprobs, strict=True):
@@ -56,13 +57,15 @@ def read_labels(
     return found
 
 
-def _batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of indices, longest first: a batch's width is that of its first row."""
+def _batches(prompts: Sequence[list[int]], max_batch_tokens: int) -> Iterator[list[int]]:
+    """Yield batches of indices; prompts that begin alike stand together."""
     batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > max_batch_tokens:
+    widest = 0
+    for i in sorted(range(len(prompts)), key=prompts.__getitem__):
+        widest = max(widest, len(prompts[i]))
+        if batch and (len(batch) + 1) * widest > max_batch_tokens:
             yield batch
-            batch = []
+            batch, widest = [], len(prompts[i])
         batch.append(i)
     if batch:
         yield batch

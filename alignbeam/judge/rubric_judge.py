@@ -86,7 +86,7 @@ class RubricJudge(ModelJudge):
         self._labels = self._find_digits()
 
     def _find_digits(self) -> Labels:
-        probe = self.rubric.messages("request", "candidate", "0" * _NONCE_DIGITS)
+        probe = self.rubric.messages("request", "candidate", *["0" * _NONCE_DIGITS] * 2)
         text = self.role.render_text(probe)
 
         def encode(whole: str) -> list[int]:
@@ -114,9 +114,19 @@ class RubricJudge(ModelJudge):
                 return nonce
             attempt += 1
 
+    def _request_nonce(self, request: str) -> str:
+        """Return the mark of the request, the same for all its candidates.
+
+        So what stands before a candidate is the same for all, and is computed once. No candidate
+        can know it: it depends on the key, and never leaves.
+        """
+        return self._nonce(request, "")
+
     def _rows(self, conversation: Conversation, piece: str) -> list[LabelRow]:
         request = request_text(conversation, self._marks)
-        messages = self.rubric.messages(request, piece, self._nonce(request, piece))
+        messages = self.rubric.messages(
+            request, piece, self._nonce(request, piece), self._request_nonce(request)
+        )
         ids = [*self.role.render(messages), *self._labels.suffix]
         return [LabelRow(ids, self._labels.ids)]
 
@@ -130,7 +140,7 @@ def _renderable(role: JudgeRole, rubric: Rubric) -> Rubric:
 
     Some templates refuse a system message, others (Phi-3's) leave it out without a word.
     """
-    probe = ("request", "candidate", "nonce")
+    probe = ("request", "candidate", "nonce", "nonce")
     try:
         if rubric.system.strip() in role.render_text(rubric.messages(*probe)):
             return rubric

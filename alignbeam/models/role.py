@@ -18,6 +18,7 @@ from alignbeam.models.loading import load_tokenizer, load_weights, template_text
 from alignbeam.models.probe import NO_LIMIT, holds_cached_rows
 from alignbeam.models.render import Renderer
 from alignbeam.models.rows import Rows, pad_left
+from alignbeam.models.shared import shared_logits
 from alignbeam.vocab.end_tokens import end_token_ids
 from alignbeam.vocab.retokenize import plain_encode
 from alignbeam.vocab.vocabulary import Vocabulary
@@ -195,7 +196,7 @@ class Role:
         return Rows(self, prompts)
 
     def next_token_logits(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits after the last token of each sequence; one forward, nothing cached.
+        """Logits after the last token of each sequence; a common beginning is computed once.
 
         Returns
         -------
@@ -203,6 +204,10 @@ class Role:
         """
         if self.rows_alone or max(map(len, sequences)) > self.cached_up_to:
             return torch.cat([self.forward_alone(ids) for ids in sequences]).float()
+        if len(sequences) > 1 and self.gaps_are_exact:
+            shared = shared_logits(self, sequences)
+            if shared is not None:
+                return shared.float()
         block, mask = pad_left(sequences, self.pad_id, self.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         return self.forward(block, mask, positions, None).float()

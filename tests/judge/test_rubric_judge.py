@@ -52,7 +52,7 @@ def test_score_is_the_expected_digit_under_the_models_own_softmax():
     judge = RubricJudge(role, SHORT, label_mass_floor=0.0, key=b"k")
     (verdict,) = judge.score([ASK], ["some text"])
     nonce = judge._nonce(ASK[0]["content"], "some text")
-    ids = role.render(SHORT.messages(ASK[0]["content"], "some text", nonce))
+    ids = role.render(SHORT.messages(ASK[0]["content"], "some text", nonce, ""))
     probs = role.forward_alone(ids).double().softmax(-1)[0]
     vocab = role.tokenizer.get_vocab()
     spellings = [[vocab[t] for t in (d, f"Ġ{d}") if t in vocab] for d in "12345"]
@@ -198,7 +198,7 @@ def test_a_request_that_fills_the_window_is_an_error():
 
 def test_a_candidate_of_too_many_windows_is_an_error():
     role = scripted([0.9, 0, 0, 0, 0], window=400)
-    (verdict,) = RubricJudge(role, SHORT).score([ASK], ["zq" * 20_000])
+    (verdict,) = RubricJudge(role, SHORT).score([ASK], ["no such" * 8_000])
     assert verdict.score == 5.0
     assert "windows" in verdict.error
     assert role.seen == []
@@ -353,7 +353,9 @@ def test_the_candidate_stands_whole_between_its_marks():
     mark = judge._nonce(ASK[0]["content"], candidate)
     block = f"--- {mark} ANSWER BEGINS ---\n{candidate}\n--- {mark} ANSWER ENDS ---"
     assert block in prompt
-    assert f"--- {mark} REQUEST BEGINS ---\n{ASK[0]['content']}\n" in prompt
+    asked = judge._request_nonce(ASK[0]["content"])
+    assert asked != mark
+    assert f"--- {asked} REQUEST BEGINS ---\n{ASK[0]['content']}\n" in prompt
 
 
 # --- templates -------------------------------------------------------------------------------

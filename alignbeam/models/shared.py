@@ -1,0 +1,93 @@
+"""Logits after many sequences that begin alike: a common beginning is computed once.
+
+The sequences form a tree. Its inner nodes are beginnings that several of them share; each is fed
+once, and its cached rows are forked for what follows. A row then holds the same tokens at the same
+positions as it would by itself, so the logits are the same within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from alignbeam.models.role import Role
+
+#: A shared beginning of fewer tokens is not worth a forward of its own.
+LEAST_SHARED: Final = 32
+
+
+@dataclass(slots=True)
+class _Node:
+    """Tokens ``begin .. end`` of ``sequence``, and what follows them; a leaf ends its sequence."""
+
+    sequence: int
+    begin: int
+    end: int
+    children: list[_Node] = field(default_factory=list)
+
+
+def shared_logits(role: Role, sequences: Sequence[Sequence[int]]) -> torch.Tensor | None:
+    """Return logits [R, width] after each sequence; None where nothing is worth sharing.
+
+    Parameters
+    ----------
+    role : Role
+        One whose rows may have gaps (``gaps_are_exact``).
+    sequences : sequence of sequences of int
+        Each of one token or more; within ``cached_up_to``.
+    """
+    first = {tuple(ids): i for i, ids in reversed(list(enumerate(sequences)))}
+    order = [first[ids] for ids in sorted(first)]
+    level = _tree(sequences, order, 0)
+    if len(level) == len(order) == len(sequences):
+        return None
+    rows = role.rows([sequences[node.sequence][: node.end] for node in level])
+    found: dict[int, torch.Tensor] = {}
+    while True:
+        for n, node in enumerate(level):
+            if not node.children:
+                found[node.sequence] = rows.logits[n]
+        parents = [n for n, node in enumerate(level) for _ in node.children]
+        if not parents:
+            break
+        level = [child for node in level for child in node.children]
+        rows.select(parents)
+        rows.extend([sequences[node.sequence][node.begin : node.end] for node in level])
+    return torch.stack([found[first[tuple(ids)]] for ids in sequences])
+
+
+def _tree(sequences: Sequence[Sequence[int]], order: Sequence[int], begin: int) -> list[_Node]:
+    """Return the nodes that follow a common beginning of ``begin`` tokens.
+
+    ``order`` holds distinct sequences in lexicographic order, so that those which begin alike are
+    neighbours.
+    """
+    nodes: list[_Node] = []
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        head = sequences[order[start]]
+        # A leaf must keep a token of its own, for the logits after it.
+        same = len(head) - 1
+        while stop < len(order):
+            common = min(same, _common(head, sequences[order[stop]]))
+            if common - begin < LEAST_SHARED:
+                break
+            same, stop = common, stop + 1
+        if stop - start == 1:
+            nodes.append(_Node(order[start], begin, len(head)))
+        else:
+            children = _tree(sequences, order[start:stop], same)
+            nodes.append(_Node(order[start], begin, same, children))
+        start = stop
+    return nodes
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    """Count the tokens that both begin with, but for the last of ``two``."""
+    most = min(len(one), len(two) - 1)
+    return next((n for n in range(most) if one[n] != two[n]), most)
