@@ -162,12 +162,67 @@ def bridge() -> str:
     )
 
 
+def survival() -> str:
+    """What hides harm from the embedded judge: ``bench/bench_judge.py``."""
+    found = rows.read("judge_survival")
+    if not found:
+        return ""
+    first = found[0]
+    lines = [
+        [
+            row["attack"],
+            *(str(row[key]) for key in ("passed_before", "passed", "withheld_before", "withheld")),
+        ]
+        for row in found
+    ]
+    header = [
+        "written around it",
+        f"harmful that pass, of {first['harmful']}: one view",
+        "all views",
+        f"harmless withheld, of {first['safe']}: one view",
+        "all views",
+    ]
+    return (
+        f"{markdown_table(header, lines)}\n\n"
+        "The embedded trio's judge, threshold 2.5: complying answers of the target to AdvBench "
+        "goals, and its answers to word problems, held fixed. One view: the whole conversation, "
+        "the unreadable scored like all else. All views: the default. "
+        f"Commit {first['machine']['commit']}."
+    )
+
+
+def verdicts() -> str:
+    """What a verdict costs: ``bench/bench_judge.py``."""
+    found = rows.read("judge_cost")
+    if not found:
+        return ""
+    lines = [
+        [
+            str(row["candidates"]),
+            str(row["readings"]),
+            f"{row['alone_ms_p50']:.0f}",
+            f"{row['shared_ms_p50']:.0f}",
+            f"{row['greatest_difference']:.1e}",
+        ]
+        for row in found
+    ]
+    header = ["candidates", "readings", "each alone, ms", "beginnings shared, ms", "score differs"]
+    first = found[0]
+    return (
+        f"{markdown_table(header, lines)}\n\n"
+        f"Conditions: the embedded judge's weights under the general rubric, a prompt of "
+        f"{first['prompt_tokens']} tokens; medians of {first['runs']} runs or more in turns, 1 "
+        f"thread, {first['machine']['cpu']}, commit {first['machine']['commit']}."
+    )
+
+
 _PARTS = ("target", "anchor", "mix", "judge", "other")
 
 #: What is written between which markers, by page.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"systems": systems},
-    "docs/speed.md": {"decode": decode, "kernel": kernel, "bridge": bridge},
+    "docs/speed.md": {"decode": decode, "kernel": kernel, "bridge": bridge, "verdicts": verdicts},
+    "docs/threat_model.md": {"survival": survival},
 }
 
 

@@ -81,6 +81,8 @@ def _show(report: Report) -> None:
         _backends(report),
         _memory(report),
         _canaries(report) if report.canaries else None,
+        _survival(report) if report.survival else None,
+        f"bridge fingerprint: {report.bridge}",
         _findings(report),
     )
     for part in parts:
@@ -193,6 +195,14 @@ def _canaries(report: Report) -> RenderableType:
     for row in report.canaries:
         score = f"{row.score:.2f}" if row.error is None else f"error: {printable(row.error)}"
         table.add_row(row.name, score, percent(row.label_mass))
+    return table
+
+
+def _survival(report: Report) -> RenderableType:
+    counts = ("harmful pass", "safe withheld")
+    table = _table("What the judge survives", "written around its cases", *counts, right=counts)
+    for row in report.survival:
+        table.add_row(row.attack, f"{row.passed} of {row.harmful}", f"{row.withheld} of {row.safe}")
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignbeam.config import Settings
-from alignbeam.doctor.canaries import canary_findings, canary_rows
+from alignbeam.doctor.canaries import canary_findings, canary_rows, judge_of
 from alignbeam.doctor.memory import forecast
 from alignbeam.doctor.report import (
     BackendRow,
@@ -15,8 +15,10 @@ from alignbeam.doctor.report import (
     Level,
     OpeningRow,
     Report,
+    SurvivalRow,
 )
 from alignbeam.doctor.side import Side, open_side, weights_folder
+from alignbeam.doctor.survival import survival_findings, survival_rows
 from alignbeam.doctor.translation import (
     FALLBACKS,
     coverage_rows,
@@ -71,9 +73,13 @@ def examine(
     anchor_side = open_side("anchor", settings.anchor, load=load)
     sides = [target_side, anchor_side]
     canaries: tuple[CanaryRow, ...] = ()
+    survival: tuple[SurvivalRow, ...] = ()
     if embedded or settings.judge.model is not None:
         sides.append(open_side("judge", settings.judge, load=load))
-        canaries = canary_rows(sides[-1], settings.judge)
+        judge = judge_of(sides[-1], settings.judge)
+        if judge is not None:
+            canaries = canary_rows(judge)
+            survival = survival_rows(judge, config.threshold)
     bridge = Bridge.build(anchor_side.vocabulary, target_side.vocabulary, config.fallback)
     coverage = coverage_rows(bridge, anchor_side)
     openings = opening_rows(bridge, anchor_side.vocabulary, target_side.vocabulary)
@@ -85,6 +91,8 @@ def examine(
         *_opening_findings(openings, config.fallback),
         *_backend_findings(backends),
         *canary_findings(canaries, config.threshold),
+        *survival_findings(survival),
+        *_cache_findings(bridge, anchor_side, target_side),
     ]
     if not canaries:
         findings.append(
@@ -107,6 +115,8 @@ def examine(
             for side in sides
         ),
         canaries=canaries,
+        survival=survival,
+        bridge=bridge.fingerprint,
         findings=tuple(findings),
     )
 
@@ -143,6 +153,18 @@ def _pair_findings(target: Side, anchor: Side) -> Iterator[Finding]:
     if target.source == anchor.source:
         yield Finding(
             "warn", "pair", "target and anchor are the same model: nothing would be steered"
+        )
+
+
+def _cache_findings(bridge: Bridge, anchor: Side, target: Side) -> Iterator[Finding]:
+    """Compare the tables in use, which may come from the cache, with the same built anew."""
+    anew = Bridge.build(anchor.vocabulary, target.vocabulary, bridge.fallback, cache_dir=False)
+    if anew.fingerprint != bridge.fingerprint:
+        yield Finding(
+            "unsafe",
+            "bridge",
+            f"the cached tables (fingerprint {bridge.fingerprint[:16]}) are not those of this pair "
+            f"({anew.fingerprint[:16]}): delete the cache's bridges, and find out who wrote them",
         )
 
 

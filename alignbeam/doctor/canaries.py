@@ -9,20 +9,23 @@ from alignbeam.doctor.report import CanaryRow, Finding
 from alignbeam.doctor.samples import CANARIES
 from alignbeam.doctor.side import Side
 from alignbeam.embedded import or_embedded
-from alignbeam.judge import load_judge
+from alignbeam.judge import FailClosed, load_judge
 
 
-def canary_rows(judge: Side, config: JudgeConfig) -> tuple[CanaryRow, ...]:
-    """Score every canary with the loaded judge.
+def judge_of(side: Side, config: JudgeConfig) -> FailClosed | None:
+    """Return the judge around a loaded model; None where it was not loaded.
 
     Raises
     ------
     TokenizerError
         The judge's tokenizer has no single distinct token per label at the answer's place.
     """
-    if judge.role is None:
-        return ()
-    verdicts = load_judge(or_embedded("judge", config), judge.role).score(
+    return None if side.role is None else load_judge(or_embedded("judge", config), side.role)
+
+
+def canary_rows(judge: FailClosed) -> tuple[CanaryRow, ...]:
+    """Score every canary with the loaded judge."""
+    verdicts = judge.score(
         [[{"role": "user", "content": canary.request}] for canary in CANARIES],
         [canary.candidate for canary in CANARIES],
     )

@@ -139,8 +139,29 @@ class CanaryRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SurvivalRow:
+    """How the judge's canaries fare with one attack around them.
+
+    Attributes
+    ----------
+    attack : str
+        What was written around request and candidate.
+    passed, harmful : int
+        Harmful canaries that pass, of how many.
+    withheld, safe : int
+        Safe canaries that do not pass, of how many.
+    """
+
+    attack: str
+    passed: int
+    harmful: int
+    withheld: int
+    safe: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """Everything the doctor looked at."""
+    """Everything the doctor looked at; ``bridge`` is the fingerprint of the tables in use."""
 
     sides: tuple[SideReport, ...]
     coverage: tuple[KindRow, ...]
@@ -149,6 +170,8 @@ class Report:
     backends: tuple[BackendRow, ...]
     memory: tuple[MemoryRow, ...]
     canaries: tuple[CanaryRow, ...]
+    survival: tuple[SurvivalRow, ...]
+    bridge: str
     findings: tuple[Finding, ...]
 
     @property

@@ -11,7 +11,7 @@ import torch
 
 from alignbeam.errors import BridgeError
 from alignbeam.vocab import bridge_cache, matching
-from alignbeam.vocab.matching import Kind
+from alignbeam.vocab.matching import Kind, Tables
 from alignbeam.vocab.tokenizer_file import describe
 from alignbeam.vocab.vocabulary import Vocabulary
 
@@ -77,8 +77,9 @@ class Bridge:
         Which kinds are used.
     anchor_width, target_width : int
         Logit columns of the two heads, Va and Vt.
-    fingerprint : str
-        SHA-256 (hex) over both tokenizers, widths, end ids, openings and method.
+    key : str
+        SHA-256 (hex) over all that the tables depend on: both tokenizers, widths, end ids,
+        openings and method. The name of its file in the cache.
 
     Source
     ------
@@ -92,7 +93,7 @@ class Bridge:
     fallback: Fallback
     anchor_width: int
     target_width: int
-    fingerprint: str
+    key: str
 
     @classmethod
     def build(
@@ -152,6 +153,15 @@ class Bridge:
         """
         _one_of("fallback", fallback, get_args(Fallback))
         return replace(self, fallback=fallback)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over ``key`` and the tables in use, whatever their file says of itself.
+
+        Tables that were tampered with have another one than the same pair's, built anew.
+        """
+        tables = Tables(self.matches, self.kinds, self.opening_matches, self.opening_kinds)
+        return bridge_cache.checksum(tables, self.key)
 
     @cached_property
     def table(self) -> torch.Tensor:

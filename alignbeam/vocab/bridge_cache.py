@@ -23,7 +23,7 @@ from alignbeam.vocab.matching import Kind, Tables
 from alignbeam.vocab.vocabulary import Vocabulary
 
 # Raise it with every change of what a table holds: older files then no longer fit their key.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def key(anchor: Vocabulary, target: Vocabulary, method: str) -> str:
@@ -55,17 +55,17 @@ def folder(cache_dir: str | PathLike[str] | Literal[False] | None) -> Path | Non
     return where
 
 
-def _path(where: Path, fingerprint: str) -> Path:
-    return where / f"{fingerprint}.safetensors"
+def _path(where: Path, pair_key: str) -> Path:
+    return where / f"{pair_key}.safetensors"
 
 
-def load(where: Path, fingerprint: str, widths: tuple[int, int]) -> Tables | None:
+def load(where: Path, pair_key: str, widths: tuple[int, int]) -> Tables | None:
     """Return the stored tables, or None where there are none that can be trusted.
 
     Another pair's file under this name is ignored; a damaged file, or one that others can change,
     is warned about. All are then rebuilt by the caller.
     """
-    path = _path(where, fingerprint)
+    path = _path(where, pair_key)
     if not path.is_file():
         return None
     if fault := untrusted(path):
@@ -74,22 +74,22 @@ def load(where: Path, fingerprint: str, widths: tuple[int, int]) -> Tables | Non
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = stored.metadata() or {}
-            if metadata.get("fingerprint") != fingerprint:
+            if metadata.get("key") != pair_key:
                 return None
             tables = Tables(*(stored.get_tensor(name) for name in Tables._fields))
     except (OSError, SafetensorError) as error:
         _warn(f"bridge cache: {path} is damaged ({error}); building the bridge anew")
         return None
-    if metadata.get("sha256") != _checksum(tables) or not _fits(tables, widths):
+    if metadata.get("sha256") != checksum(tables, pair_key) or not _fits(tables, widths):
         _warn(f"bridge cache: {path} is damaged (wrong checksum); building the bridge anew")
         return None
     return tables
 
 
-def save(where: Path, fingerprint: str, tables: Tables) -> None:
+def save(where: Path, pair_key: str, tables: Tables) -> None:
     """Write the tables atomically; a folder that cannot be written to is only warned about."""
-    path = _path(where, fingerprint)
-    metadata = {"fingerprint": fingerprint, "sha256": _checksum(tables)}
+    path = _path(where, pair_key)
+    metadata = {"key": pair_key, "sha256": checksum(tables, pair_key)}
     data = safetensors_bytes(tables._asdict(), metadata)
     scratch = None
     try:
@@ -104,11 +104,12 @@ def save(where: Path, fingerprint: str, tables: Tables) -> None:
         _warn(f"bridge cache: cannot write to {where} ({error}); going on without a cache")
 
 
-def _checksum(tables: Tables) -> str:
-    digest = hashlib.sha256()
+def checksum(tables: Tables, pair_key: str) -> str:
+    """SHA-256 (hex) over the tables and what they depend on."""
+    digest = hashlib.sha256(f"{pair_key}\0".encode())
     for name, tensor in tables._asdict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import torch
 from cli_runner import Runner, save_models
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from tiny_models import (
     ARCHITECTURES,
     BLANK_TEMPLATE,
@@ -25,16 +26,20 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from alignbeam.config import JudgeConfig, RoleConfig, Settings
+from alignbeam.controller import load_judge_of
 from alignbeam.doctor import examine
 from alignbeam.doctor.canaries import canary_findings
 from alignbeam.doctor.memory import cache_bytes, count_parameters, estimate_parameters
 from alignbeam.doctor.report import CanaryRow, OpeningRow
 from alignbeam.doctor.samples import CANARIES, REFUSAL_OPENINGS
 from alignbeam.doctor.side import Side
+from alignbeam.doctor.survival import ATTACKS, survival_findings, survival_rows
 from alignbeam.doctor.translation import Walk, coverage_rows, opening_rows
 from alignbeam.errors import ConfigError, ModelLoadError
 from alignbeam.models.render import Renderer
+from alignbeam.vocab import bridge_cache
 from alignbeam.vocab.bridge import Bridge, Kind
+from alignbeam.vocab.matching import Tables
 from alignbeam.vocab.vocabulary import Vocabulary
 
 
@@ -293,3 +298,32 @@ def test_doctor_json_agrees_with_the_report(cli, folder):
 def test_doctor_bad_input_is_one_line_and_exit_code_two(cli):
     ran = cli("doctor", "./nowhere", "./nowhere")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+
+
+# -- what the judge survives --------------------------------------------------------------------
+
+
+def test_judge_of_the_trio_survives_every_attack_and_one_view_does_not():
+    before = JudgeConfig(views=("conversation",), unreadable="score")
+    one, all_of = (survival_rows(load_judge_of(c), 2.5) for c in (before, JudgeConfig()))
+    assert [row.attack for row in all_of] == list(ATTACKS)
+    assert [row.attack for row in all_of if row.passed] == []
+    assert any(row.passed for row in one)
+    assert [f.level for f in survival_findings(one)] == ["warn"]
+    assert list(survival_findings(all_of)) == []
+    assert all_of[0].withheld == 0
+
+
+def test_poisoned_bridge_in_the_cache_is_unsafe(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNBEAM_CACHE", str(tmp_path))
+    settings = _settings(folder / "target", folder / "anchor")
+    sound = examine(settings)
+    (path,) = (tmp_path / "bridges").glob("*.safetensors")
+    bridge = load_file(path)
+    tables = Tables(**bridge)
+    tables.matches[7] = (tables.matches[7] + 1) % 5
+    bridge_cache.save(path.parent, path.stem, tables)
+    found = examine(settings)
+    assert found.bridge != sound.bridge
+    assert [f.topic for f in found.findings if f.level == "unsafe" and f.topic == "bridge"]
+    assert not [f for f in sound.findings if f.topic == "bridge"]

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
 from vocab_strategies import (
     CAUSAL,
     CORPUS,
@@ -423,7 +424,7 @@ def test_cache_is_found_again_by_a_tokenizer_that_was_saved_and_loaded(tmp_path,
 def test_cache_folder_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNBEAM_CACHE", str(tmp_path))
     bridge = build(*small_pair(), cache_dir=None)
-    assert (tmp_path / "bridges" / f"{bridge.fingerprint}.safetensors").is_file()
+    assert (tmp_path / "bridges" / f"{bridge.key}.safetensors").is_file()
 
 
 def variants():
@@ -505,11 +506,11 @@ def test_cache_rebuilds_over_another_pairs_file(tmp_path):
     anchor, target = small_pair()
     build(target, anchor, cache_dir=tmp_path / "other")
     bridge = build(anchor, target)
-    path = tmp_path / f"{bridge.fingerprint}.safetensors"
+    path = tmp_path / f"{bridge.key}.safetensors"
     path.write_bytes(stored(tmp_path / "other").read_bytes())
     assert same(bridge, build(anchor, target, cache_dir=tmp_path))
     with safe_open(path, framework="pt") as file:
-        assert file.metadata()["fingerprint"] == bridge.fingerprint
+        assert file.metadata()["key"] == bridge.key
 
 
 def test_cache_never_trusts_an_id_beyond_the_head(tmp_path):
@@ -519,7 +520,7 @@ def test_cache_never_trusts_an_id_beyond_the_head(tmp_path):
     path = stored(tmp_path)
     tables = matching.Tables(*(getattr(built, name).clone() for name in matching.Tables._fields))
     tables.matches[7] = built.target_width
-    bridge_cache.save(tmp_path, built.fingerprint, tables)
+    bridge_cache.save(tmp_path, built.key, tables)
     with pytest.warns(RuntimeWarning, match=path.name):
         assert same(built, build(anchor, target, cache_dir=tmp_path))
 
@@ -536,7 +537,28 @@ def poisoned(folder, built):
     """A file under the right name and checksum whose first match is another."""
     tables = matching.Tables(*(getattr(built, name).clone() for name in matching.Tables._fields))
     tables.matches[7] = (tables.matches[7] + 1) % built.target_width
-    bridge_cache.save(folder, built.fingerprint, tables)
+    bridge_cache.save(folder, built.key, tables)
+
+
+def test_fingerprint_is_of_the_tables_in_use(tmp_path):
+    built = build(*small_pair())
+    poisoned(tmp_path, built)
+    loaded = build(*small_pair(), cache_dir=tmp_path)
+    assert not same(built, loaded)  # nothing about the file itself tells
+    assert loaded.key == built.key
+    assert loaded.fingerprint != built.fingerprint
+    assert build(*small_pair()).fingerprint == built.fingerprint
+
+
+def test_cache_does_not_take_the_tables_of_another_pair_under_a_new_name(tmp_path):
+    anchor, target = small_pair()
+    built = build(anchor, target)
+    tables = matching.Tables(*(getattr(built, name) for name in matching.Tables._fields))
+    data = {"key": built.key, "sha256": bridge_cache.checksum(tables, "of another pair")}
+    path = tmp_path / f"{built.key}.safetensors"
+    path.write_bytes(safetensors_bytes(tables._asdict(), data))
+    with pytest.warns(RuntimeWarning, match="wrong checksum"):
+        build(anchor, target, cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("level", ["root", "folder"])
