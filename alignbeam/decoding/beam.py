@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -56,14 +57,21 @@ class Request:
             raise ConfigError(
                 f"beams must be in 1..{target.width} (the vocabulary), got {config.beams}"
             )
+        target.check_text(messages)
         target_ids = target.render(messages)
         target.check_room(len(target_ids), max(1, config.mix_steps))
         anchor_ids: list[int] = []
         if anchor is not None and config.mix_steps > 0:
+            anchor.check_text(messages)
             anchor_ids = anchor.render(messages)
             anchor.check_room(len(anchor_ids), config.mix_steps)
         room = target.window - len(target_ids)
         return cls(messages, config, target_ids, anchor_ids, min(config.max_new_tokens, room))
+
+    def drawn_again(self, seed: int) -> Self:
+        """Return the same request, not begun, with another seed; its rendering is shared."""
+        config = self.config.replace(seed=seed)
+        return dataclasses.replace(self, config=config, prefix=[], beams=[], trace=[])
 
     @property
     def decoded(self) -> bool:

@@ -19,7 +19,8 @@ from typing import Any, Final
 from alignbeam.errors import ModelLoadError, PromptError, TokenizerError
 from alignbeam.models.conversation import Message, Prompt, as_messages
 from alignbeam.vocab.chat_template import DROPPED, KEPT, ChatTemplate, chosen_template, holds
-from alignbeam.vocab.retokenize import plain_encode
+from alignbeam.vocab.retokenize import plain_encode, plain_encode_batch
+from alignbeam.vocab.tokenizer_file import backend_of
 
 #: For models without a template of their own. Declares its opening like every template: by what
 #: stands between the generation prompt and the answer (one blank).
@@ -119,8 +120,14 @@ class Renderer:
         self._control_ids = set(control.values())
         # Longest first: where one spelling begins with another, the longer one is the token.
         self._spellings = sorted(control, key=len, reverse=True)
+        self._plain = dict(
+            zip(self._spellings, plain_encode_batch(tokenizer, self._spellings), strict=True)
+        )
         self._control = re.compile("|".join(map(re.escape, self._spellings)) or "(?!)")
         self._skeletons: dict[tuple[str, ...], list[int]] = {}
+        # The backend is asked itself, which several threads may do at once: the wrapper sets its
+        # truncation and padding on the way. Both stay off from here on.
+        tokenizer.encode("", add_special_tokens=False)
 
     @property
     def own_template(self) -> ChatTemplate | None:
@@ -131,8 +138,27 @@ class Renderer:
         """Render messages to the prompt text, generation prompt included."""
         return self._render(self._fitted(prompt))
 
+    def least_tokens(self, prompt: Prompt, longest: int, enough: int) -> int:
+        """Return how many tokens a prompt has at least, without encoding it.
+
+        A control spelling is what its plain text is, other text a token per ``longest`` bytes.
+        Beyond ``enough`` the counting stops: spelling control tokens is cheap for whoever sends a
+        megabyte of them, and encoding each by itself is not.
+        """
+        tokens = rest = 0
+        for message in as_messages(prompt):
+            rest += len(message["content"].encode())
+            for match in self._control.finditer(message["content"]):
+                tokens += len(self._plain[match[0]])
+                rest -= len(match[0].encode())
+                if tokens > enough:
+                    return tokens
+        return tokens + rest // longest
+
     def ids(self, prompt: Prompt) -> list[int]:
         """Render messages to prompt ids in which user text is never a control token.
+
+        Threads may ask at once.
 
         Raises
         ------
@@ -229,7 +255,10 @@ class Renderer:
 
     def _encode(self, text: str) -> list[int]:
         # The template spells its own begin-of-text token, so none is added here.
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        (encoding,) = backend_of(self._tokenizer).encode_batch_fast(
+            [text], add_special_tokens=False
+        )
+        ids: list[int] = encoding.ids
         return ids
 
     def _controls(self, ids: list[int]) -> list[int]:
@@ -245,13 +274,17 @@ class Renderer:
         rendered = self._render(armoured)
         first, *rest = re.split(f"\ue000{nonce}:(\\d+)\ue001", rendered)
         ids = self._encode(first)
-        for number, text in zip(rest[::2], rest[1::2], strict=True):
-            ids += plain_encode(self._tokenizer, self._spellings[int(number)])
-            # What follows stands in mid-text, where no blank is put before it; from the
-            # template's next control token on, the tokenizer has its way again.
-            own = self._control.search(text)
-            at = own.start() if own else len(text)
-            ids += plain_encode(self._tokenizer, text[:at]) + self._encode(text[at:])
+        # What follows a spelling stands in mid-text, where no blank is put before it; from the
+        # template's next control token on, the tokenizer has its way again.
+        found = [(text, self._control.search(text)) for text in rest[1::2]]
+        ends = [own.start() if own else len(text) for text, own in found]
+        middles = plain_encode_batch(
+            self._tokenizer, [text[:end] for (text, _), end in zip(found, ends, strict=True)]
+        )
+        for number, (text, own), end, middle in zip(rest[::2], found, ends, middles, strict=True):
+            ids += self._plain[self._spellings[int(number)]] + middle
+            if own:
+                ids += self._encode(text[end:])
         return ids
 
 

@@ -105,7 +105,8 @@ class Role:
                 f"the {name} names no end token, so its answers would never end; "
                 "set eos_token_id in its generation_config.json"
             )
-        _ = vocabulary.token_bytes  # what cannot be read exactly is refused now, in no answer
+        # What cannot be read exactly is refused now, in no answer.
+        self._longest = max(len(data) for data in vocabulary.token_bytes if data is not None)
         self.tokenizer, self.width = tokenizer, vocabulary.width
         self.end_ids, self.opening = vocabulary.end_ids, vocabulary.opening
         self.bytes_of = vocabulary.bytes_of
@@ -205,6 +206,22 @@ class Role:
         pairs = zip(token_ids, names, strict=True)
         return "".join(f"<{i}>" if name is None else str(name) for i, name in pairs)
 
+    def check_text(self, prompt: Prompt) -> None:
+        """Refuse, before anything is encoded, what cannot fit the window however it is encoded.
+
+        Raises
+        ------
+        PromptError
+            With both numbers.
+        """
+        least = self._renderer.least_tokens(prompt, self._longest, self.window)
+        if least > self.window:
+            raise PromptError(
+                f"the prompt has {least} tokens or more for the {self.name}, whose window holds "
+                f"{self.window}; shorten the conversation",
+                "prompt_too_long",
+            )
+
     def check_room(self, prompt_tokens: int, needed: int) -> None:
         """Refuse a prompt that leaves less than ``needed`` tokens of the window.
 
@@ -216,7 +233,8 @@ class Role:
         if prompt_tokens + needed > self.window:
             raise PromptError(
                 f"the prompt has {prompt_tokens} tokens for the {self.name}, whose window of "
-                f"{self.window} leaves no room for {needed} more; shorten the conversation"
+                f"{self.window} leaves no room for {needed} more; shorten the conversation",
+                "prompt_too_long",
             )
 
     def rows(self, prompts: Sequence[Sequence[int]]) -> Rows:

@@ -25,7 +25,7 @@ from alignbeam.server.openai_replies import Kind, Shape
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
 from alignbeam.server.plan import RequestPlan
 from alignbeam.server.problems import Problem
-from alignbeam.server.replies import EventStream, Exchange, whole
+from alignbeam.server.replies import EventStream, Exchange, while_there, whole
 from alignbeam.server.service import Service
 from alignbeam.version import __version__
 
@@ -98,7 +98,7 @@ class Server:
         )
         app.add_exception_handler(Problem, self._on_problem)
         app.add_exception_handler(HTTPException, self._on_http_error)
-        app.add_exception_handler(ClientDisconnect, _on_gone)
+        app.add_exception_handler(ClientDisconnect, self._on_gone)
         app.add_exception_handler(Exception, _on_crash)
         route = app.add_api_route
         route("/v1/chat/completions", self.chat, **openapi.chat())
@@ -145,7 +145,7 @@ class Server:
         if not body.stream:
             plan = dataclasses.replace(plan, release="full")  # nothing leaves before the end
         exchange = Exchange(self.service, plan, shape, request)
-        await exchange.begin()
+        await while_there(request, exchange.begin())
         if not body.stream:
             return self._counted(request, await whole(exchange, request, self._headers()))
         try:
@@ -222,6 +222,10 @@ class Server:
         self.service.metrics.requests.labels(route, error.status).inc()
         return JSONResponse(error.body, error.status, headers=dict(error.headers))
 
+    async def _on_gone(self, request: Request, error: Exception) -> Response:
+        self.service.metrics.cancelled.inc()
+        return self._counted(request, Response(status_code=499))  # nobody reads it
+
     async def _on_http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         names = {404: "not_found", 405: "method_not_allowed"}
@@ -234,10 +238,6 @@ class Server:
             headers=dict(error.headers or {}),
         )
         return JSONResponse(problem.body, status, headers=dict(problem.headers))
-
-
-async def _on_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:

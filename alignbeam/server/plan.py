@@ -11,7 +11,6 @@ from typing import Any
 from alignbeam.config import BeamConfig, ServerConfig
 from alignbeam.errors import PromptError
 from alignbeam.models.conversation import Message, as_messages
-from alignbeam.models.role import Role
 from alignbeam.server.job import Release
 from alignbeam.server.openai_requests import AlignBeamFields, ChatRequest, CompletionRequest
 from alignbeam.server.problems import Problem
@@ -26,7 +25,9 @@ class RequestPlan:
     Attributes
     ----------
     distinct : int
-        How many different prompts there are; each has as many choices.
+        How many different prompts there are; each has as many choices, which differ in their seed.
+    field : str
+        Where the prompts were in the request.
     """
 
     prompts: tuple[Messages, ...]
@@ -34,6 +35,7 @@ class RequestPlan:
     release: Release
     explain: bool
     distinct: int
+    field: str
 
 
 class Planner:
@@ -41,8 +43,6 @@ class Planner:
 
     Parameters
     ----------
-    target : Role
-        Its window bounds what can be asked at all.
     beam : BeamConfig
         The operator's settings of every answer.
     config : ServerConfig
@@ -53,15 +53,13 @@ class Planner:
         Between what a request may set a field of ``BeamConfig``, both included.
     """
 
-    def __init__(self, target: Role, beam: BeamConfig, config: ServerConfig) -> None:
-        self._beam, self._config, self._window = beam, config, target.window
+    def __init__(self, beam: BeamConfig, config: ServerConfig) -> None:
+        self._beam, self._config = beam, config
         self.bounds = {
             "alpha": _bounds(config.min_alpha, beam.alpha, 1.0),
             "mix_steps": _bounds(config.min_mix_steps, beam.mix_steps, config.max_mix_steps),
             "beams": _bounds(config.min_beams, beam.beams, config.max_beams),
         }
-        longest = max(len(b) for b in target.vocabulary.token_bytes if b is not None)
-        self._max_text_bytes = target.window * longest
 
     def chat(self, request: ChatRequest) -> RequestPlan:
         """Check a chat request against the operator's limits.
@@ -111,8 +109,6 @@ class Planner:
             raise Problem(400, "invalid_value", "stop: empty strings end nothing", "stop")
         if limit is not None and limit > config.max_tokens:
             raise _over("max_tokens", config.max_tokens)
-        for messages in prompts:
-            self._check_text(messages, field)
         extension = request.alignbeam or AlignBeamFields()
         settings = self._extension(extension)
         base = self._beam
@@ -137,18 +133,8 @@ class Planner:
             extension.policy or config.release,
             extension.explain,
             len(prompts),
+            field,
         )
-
-    def _check_text(self, messages: Messages, field: str) -> None:
-        """Refuse before tokenising what cannot fit the window however it is tokenised."""
-        size = sum(len(m["content"].encode("utf-8", "surrogatepass")) for m in messages)
-        if size > self._max_text_bytes:
-            raise Problem(
-                400,
-                "prompt_too_long",
-                f"{size} bytes of text cannot fit the window of {self._window} tokens.",
-                field,
-            )
 
     def _extension(self, extension: AlignBeamFields) -> dict[str, Any]:
         """Return the settings of a request's own ``alignbeam`` object, as far as it is open."""

@@ -99,11 +99,15 @@ _SPOKEN = {
 }
 
 
-def problem_of(error: BaseException, retry_after_s: int) -> Problem:
-    """Turn what the scheduler raised into a reply."""
+def problem_of(error: BaseException, retry_after_s: int, field: str | None = None) -> Problem:
+    """Turn what the scheduler raised into a reply; ``field`` is where the prompt was."""
     for kind, status, code in _KNOWN:
         if isinstance(error, kind):
             message = _SPOKEN.get(code, str(error))
             headers = {"retry-after": str(retry_after_s)} if status == 503 else {}
-            return Problem(status, code, message, headers=headers)
+            if not isinstance(error, PromptError):
+                field = None
+            elif kind is PromptError:
+                code = error.code
+            return Problem(status, code, message, field, headers)
     return Problem(500, "internal_error", "Something broke; the log has the details.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from alignbeam.server.job import Job
 
@@ -36,11 +36,11 @@ class FairQueue:
         for line in self._lines.values():
             yield from line
 
-    def has_room(self, job: Job) -> bool:
-        """Whether ``job`` may wait; an empty line takes any."""
-        return len(self) == 0 or (
-            len(self) < self._max_jobs and self.cost + job.cost <= self._max_cost
-        )
+    def has_room(self, jobs: Sequence[Job]) -> bool:
+        """Whether all ``jobs`` may wait; an empty line takes any."""
+        cost = self.cost + sum(job.cost for job in jobs)
+        count = len(self) + len(jobs)
+        return len(self) == 0 or (count <= self._max_jobs and cost <= self._max_cost)
 
     def put(self, job: Job) -> None:
         """Append a job to its client's line."""

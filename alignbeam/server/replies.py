@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +18,8 @@ from alignbeam.server.openai_replies import DONE, KEEP_ALIVE, Shape, error_frame
 from alignbeam.server.plan import RequestPlan
 from alignbeam.server.problems import Problem
 from alignbeam.server.service import Event, Service
+
+T = TypeVar("T")
 
 #: Seconds that a client may take for one frame before it counts as gone.
 SEND_TIMEOUT_S = 60.0
@@ -95,20 +98,32 @@ class Exchange:
 
 async def whole(exchange: Exchange, request: Request, headers: dict[str, str]) -> Response:
     """Answer with one JSON body; raises ``Problem``."""
-    gone = asyncio.create_task(_until_gone(request.receive))
-    collect = asyncio.create_task(_collect(exchange))
     try:
-        await asyncio.wait({gone, collect}, return_when=asyncio.FIRST_COMPLETED)
-        if not collect.done():
-            exchange.service.metrics.cancelled.inc()
-            return Response(status_code=499)  # nobody reads it
-        answers = collect.result()
-        exchange.note_first_text()
-        body = exchange.shape.whole(answers, exchange.plan.distinct, explain=exchange.plan.explain)
-        return JSONResponse(body, headers=headers)
+        answers = await while_there(request, _collect(exchange))
     finally:
         exchange.give_up()
-        for task in (gone, collect):
+    exchange.note_first_text()
+    body = exchange.shape.whole(answers, exchange.plan.distinct, explain=exchange.plan.explain)
+    return JSONResponse(body, headers=headers)
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work`` as long as its client is there; the request's body must have been read.
+
+    Raises
+    ------
+    ClientDisconnect
+        The client left; ``work`` was cancelled.
+    """
+    gone = asyncio.create_task(_until_gone(request.receive))
+    doing = asyncio.create_task(work)
+    try:
+        await asyncio.wait({gone, doing}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        for task in (gone, doing):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task

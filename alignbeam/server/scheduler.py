@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from alignbeam.controller import AlignBeam, assemble
@@ -99,53 +100,86 @@ class Scheduler:
         """Whether both threads are alive."""
         return all(thread.is_alive() for thread in self._threads)
 
-    def submit(
-        self,
-        prompt: Prompt,
-        overrides: dict[str, Any],
-        *,
-        client: str = "",
-        release: Release = "full",
-        on_text: Callable[[str], object] = lambda _: None,
-    ) -> Ticket:
-        """Queue one request; returns at once.
+    def prepare(self, prompt: Prompt, choices: Sequence[Mapping[str, Any]]) -> list[Request]:
+        """Check and render a request: all that takes long before it can be queued.
 
         Parameters
         ----------
-        overrides : dict
-            Fields of ``BeamConfig``.
-        client : str
-            Whose turn it takes.
-        on_text : callable
-            Given each judged piece of a chunked answer, on a thread of the scheduler.
+        choices : sequence of mappings
+            Fields of ``BeamConfig`` for each answer that is wanted; all but ``seed`` are the first
+            one's.
 
         Raises
         ------
         PromptError, ConfigError
             What is wrong with the request.
+        """
+        first = self._beam.prepare(prompt, **choices[0])
+        return [first, *(first.drawn_again(choice["seed"]) for choice in choices[1:])]
+
+    def put(
+        self,
+        requests: Sequence[Request],
+        *,
+        client: str = "",
+        release: Release = "full",
+        on_text: Callable[[int, str], object] = lambda index, text: None,
+    ) -> list[Ticket]:
+        """Queue requests, all or none; returns at once.
+
+        Parameters
+        ----------
+        client : str
+            Whose turn they take.
+        on_text : callable
+            Given each judged piece of a chunked answer and its request's place, on a thread of the
+            scheduler.
+
+        Raises
+        ------
+        TooLarge
+            One of them could never run here.
         Overloaded
-            The queue is full.
+            The queue has no room for them.
         Draining
             The scheduler is being stopped.
         """
-        request = self._beam.prepare(prompt, **overrides)
-        future: Future[Delivery] = Future()
-        job = Job(request, client, release, on_text, future, self._chunk_tokens)
-        if job.cost > self._max_cells:
-            raise TooLarge(
-                f"{job.length} tokens times {job.rows} beams exceed the {self._max_cells} this "
-                "server runs at once; ask for fewer tokens or fewer beams"
-            )
+        jobs = [
+            Job(request, client, release, partial(on_text, index), Future(), self._chunk_tokens)
+            for index, request in enumerate(requests)
+        ]
+        for job in jobs:
+            if job.cost > self._max_cells:
+                raise TooLarge(
+                    f"{job.length} tokens times {job.rows} beams exceed the {self._max_cells} this "
+                    "server runs at once; ask for fewer tokens or fewer beams"
+                )
         with self._wake:
             if self._stopped:
                 raise Draining("the server is about to stop")
-            if not self._queue.has_room(job):
+            if not self._queue.has_room(jobs):
                 raise Overloaded(
                     f"{len(self._queue)} requests are waiting already; try again later"
                 )
-            self._queue.put(job)
+            for job in jobs:
+                self._queue.put(job)
             self._wake.notify_all()
-        return Ticket(job, self._nudge)
+        return [Ticket(job, self._nudge) for job in jobs]
+
+    def submit(
+        self,
+        prompt: Prompt,
+        overrides: Mapping[str, Any],
+        *,
+        client: str = "",
+        release: Release = "full",
+        on_text: Callable[[str], object] = lambda _: None,
+    ) -> Ticket:
+        """``prepare`` and ``put`` for one answer; see both."""
+        requests = self.prepare(prompt, [overrides])
+        return self.put(
+            requests, client=client, release=release, on_text=lambda _, text: on_text(text)
+        )[0]
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End both threads; jobs that are not done fail as cancelled."""

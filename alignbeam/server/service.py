@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
+from alignbeam.decoding.beam import Request
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.server.audit import AuditLog, candidates_of, text_hash
 from alignbeam.server.canaries import check_canaries
@@ -22,6 +23,7 @@ from alignbeam.server.metrics import Metrics
 from alignbeam.server.plan import Messages, Planner, RequestPlan
 from alignbeam.server.problems import Problem, problem_of
 from alignbeam.server.scheduler import Scheduler
+from alignbeam.server.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Service:
     ) -> None:
         check_canaries(beam.judge, beam.config.threshold)
         self.beam, self.config, self.metrics = beam, config, Metrics()
-        self.plan = Planner(beam.target, beam.config, config)
+        self.plan = Planner(beam.config, config)
         self._audit = audit
         self._fingerprint = beam.bridge.fingerprint
         self.scheduler = Scheduler(
@@ -69,8 +71,7 @@ class Service:
             watcher=self.metrics,
         )
         self.metrics.watch_queue(lambda: self.scheduler.queued, lambda: self.scheduler.running)
-        # Tokenizers are not made for several threads at once.
-        self._tokenizing = asyncio.Lock()
+        self._turns = Turns(config.max_queued)
         self._shadows: set[asyncio.Task[None]] = set()
 
     # Plans to events -----------------------------------------------------------------------
@@ -86,54 +87,46 @@ class Service:
             One of them cannot be taken; then none is.
         """
         loop = asyncio.get_running_loop()
-        tickets: list[Ticket] = []
-        release: Release = "bare" if self.config.shadow else plan.release
+        shadow = self.config.shadow
+        release: Release = "bare" if shadow else plan.release
+
+        def on_text(index: int, text: str) -> None:
+            loop.call_soon_threadsafe(on_event, Event(index, text=text))
+
         try:
-            for index, (messages, overrides) in enumerate(
-                zip(plan.prompts, plan.overrides, strict=True)
-            ):
-
-                def on_text(text: str, index: int = index) -> None:
-                    loop.call_soon_threadsafe(on_event, Event(index, text=text))
-
-                settings = self._alone(overrides) if self.config.shadow else overrides
-                ticket = await self._submit(messages, settings, client, release, on_text)
-                tickets.append(ticket)
-        except (AlignBeamError, asyncio.CancelledError) as error:
-            for ticket in tickets:
-                ticket.cancel()
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise self.problem(error) from error
+            requests: list[Request] = []
+            each = len(plan.prompts) // plan.distinct
+            for start in range(0, len(plan.prompts), each):
+                choices = plan.overrides[start : start + each]
+                settings = [self._alone(o) if shadow else o for o in choices]
+                requests += await self._prepare(plan.prompts[start], settings, client)
+            tickets = self.scheduler.put(requests, client=client, release=release, on_text=on_text)
+        except AlignBeamError as error:
+            raise self.problem(error, plan.field) from error
         for index, ticket in enumerate(tickets):
             future = asyncio.wrap_future(ticket.future)
             future.add_done_callback(
                 lambda done, index=index: on_event(_settled(index, done))  # type: ignore[misc]
             )
-        if self.config.shadow:
+        if shadow:
             for messages, overrides in zip(plan.prompts, plan.overrides, strict=True):
                 task = asyncio.create_task(self._shadow(messages, overrides, client))
                 self._shadows.add(task)
                 task.add_done_callback(self._shadows.discard)
         return tickets
 
+    async def _prepare(
+        self, messages: Messages, choices: Sequence[dict[str, Any]], client: str
+    ) -> list[Request]:
+        """Render one prompt for so many answers, when it is its client's turn."""
+        return await self._turns.run(client, lambda: self.scheduler.prepare(messages, choices))
+
     async def _submit(
-        self,
-        messages: Messages,
-        overrides: dict[str, Any],
-        client: str,
-        release: Release,
-        on_text: Callable[[str], object] = lambda _: None,
+        self, messages: Messages, overrides: dict[str, Any], client: str, release: Release
     ) -> Ticket:
-        async with self._tokenizing:
-            return await asyncio.to_thread(
-                self.scheduler.submit,
-                messages,
-                overrides,
-                client=client,
-                release=release,
-                on_text=on_text,
-            )
+        requests = await self._prepare(messages, [overrides], client)
+        (ticket,) = self.scheduler.put(requests, client=client, release=release)
+        return ticket
 
     def _alone(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Return the settings of the target alone."""
@@ -247,9 +240,9 @@ class Service:
             entry["text"] = text
         await asyncio.to_thread(self._audit.write, entry)
 
-    def problem(self, error: BaseException) -> Problem:
-        """Turn the failure of a job into a reply, and count it."""
-        problem = problem_of(error, self.config.retry_after_s)
+    def problem(self, error: BaseException, field: str | None = None) -> Problem:
+        """Turn the failure of a job into a reply, and count it; ``field`` held the prompt."""
+        problem = problem_of(error, self.config.retry_after_s, field)
         if isinstance(error, Cancelled):
             self.metrics.cancelled.inc()
         elif problem.status >= 500:
@@ -272,6 +265,7 @@ class Service:
 
     def close(self) -> None:
         """Stop decoding and close the audit log."""
+        self._turns.close()
         self.scheduler.stop()
         if self._audit is not None:
             self._audit.close()

@@ -126,9 +126,14 @@ _encoders: weakref.WeakKeyDictionary[Any, tuple[Tokenizer, int, PlainEncoder]] =
 
 
 def plain_encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of `text` as plain text in the middle of a text.
+    """Return the ids of one text; see `plain_encode_batch`."""
+    return plain_encode_batch(tokenizer, [text])[0]
 
-    The tokenizer's own normaliser applies; nothing in `text` is parsed as a control token, and
+
+def plain_encode_batch(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each text, encoded alone, as plain text in the middle of a text.
+
+    The tokenizer's own normaliser applies; nothing in a text is parsed as a control token, and
     neither a dummy leading space nor a BOS is added. The encoder is kept per tokenizer object.
 
     Raises
@@ -146,7 +151,7 @@ def plain_encode(tokenizer: Any, text: str) -> list[int]:
     if known is None or known[0] is not backend or known[1] != size:
         known = (backend, size, PlainEncoder(tokenizer))
         _encoders[tokenizer] = known
-    return known[2].encode(text)
+    return known[2].encode_batch(texts)
 
 
 def _is_markup(token: AddedToken) -> bool:

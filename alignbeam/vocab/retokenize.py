@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from alignbeam.errors import TokenizerError
-from alignbeam.vocab.plain_text import PlainEncoder, plain_encode
+from alignbeam.vocab.plain_text import PlainEncoder, plain_encode, plain_encode_batch
 from alignbeam.vocab.tokenizer_file import describe
 from alignbeam.vocab.vocabulary import Vocabulary
 
@@ -15,6 +15,7 @@ __all__ = [
     "UnspellableBytes",
     "longest_common_prefix",
     "plain_encode",
+    "plain_encode_batch",
     "split_utf8",
 ]
 

@@ -94,7 +94,7 @@ def problem(response):
         (chat(""), "invalid_prompt", "messages.0.content"),
         (chat(" \n\t"), "invalid_prompt", "messages.0.content"),
         (chat("word " * 3000), "prompt_too_long", "messages"),
-        (chat("word " * 700), "invalid_prompt", None),
+        (chat("word " * 700), "prompt_too_long", "messages"),
         ({"model": "alignbeam"}, "missing_field", "messages"),
         ({"messages": [{"role": "user", "content": "a"}]}, "missing_field", "model"),
         ({"model": "alignbeam", "messages": None}, "invalid_value", "messages"),
@@ -187,7 +187,7 @@ def test_chat_takes_nul_bytes_and_forged_control_tokens_as_plain_text(post):
     ("body", "code", "param"),
     [
         ({"model": "alignbeam"}, "missing_field", "prompt"),
-        ({"model": "alignbeam", "prompt": ""}, "invalid_prompt", None),
+        ({"model": "alignbeam", "prompt": ""}, "invalid_prompt", "prompt"),
         ({"model": "alignbeam", "prompt": []}, "invalid_value", "prompt"),
         ({"model": "alignbeam", "prompt": [1, 2, 3]}, "invalid_value", "prompt"),
         ({"model": "alignbeam", "prompt": ["a"] * 9}, "too_many", "prompt"),

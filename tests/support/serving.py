@@ -20,6 +20,8 @@ from alignbeam.server.keys import Keys
 from alignbeam.server.run import web_config
 
 KEY = "a-key-that-is-long-enough"
+#: Of a second client; the two are called ``key-1`` and ``key-2``.
+OTHER = "another-key-that-is-long-enough"
 _HARMFUL = {c.candidate for c in (*CANARIES, INJECTED) if c.harmful}
 _SAFE = {c.candidate for c in CANARIES if not c.harmful}
 
@@ -67,7 +69,7 @@ def serving(
     """Serve a pair of roles with a key; ``settings`` are fields of ``ServerConfig``."""
     config = beam or BeamConfig(mix_steps=4, beams=2, max_new_tokens=16)
     trio = AlignBeam(*pair, judge or judge_of(), config)
-    keys = Keys(environ={"ALIGNBEAM_API_KEYS": KEY})
+    keys = Keys(environ={"ALIGNBEAM_API_KEYS": f"{KEY},{OTHER}"})
     running = Running(Server(trio, ServerConfig(**settings), keys=keys))
     try:
         yield running
