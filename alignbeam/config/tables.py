@@ -224,12 +224,13 @@ class ServerConfig(CheckedSettings):
     head_timeout_s : float
         Seconds that a connection may stay without a whole request head, and a client may take to
         read the end of an answer.
-    max_batch_cells, max_queued, max_queued_cells
+    max_batch_cells, max_queued, max_queued_cells, client_share
         See ``alignbeam.server.scheduler.Scheduler``.
     retry_after_s : int
         What an overloaded server tells its clients.
     judge_timeout_s : float
-        Seconds for one call of the judge; beyond, its verdicts are errors.
+        Seconds for one call of the judge, which is about a few candidates of one client; beyond,
+        their verdicts are errors. A smaller ``[judge] timeout_s`` wins.
     judge_process : bool
         Run the judge in a process of its own, which is started again when it dies.
     drain_s : float
@@ -280,6 +281,7 @@ class ServerConfig(CheckedSettings):
     max_batch_cells: Count = 65_536
     max_queued: Count = 256
     max_queued_cells: Count = 1 << 20
+    client_share: Annotated[float, Range(0.05, 1)] = 0.75
     retry_after_s: Count = 1
     judge_timeout_s: Seconds = 60.0
     judge_process: bool = False

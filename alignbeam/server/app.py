@@ -39,7 +39,7 @@ class Server:
     Parameters
     ----------
     beam : AlignBeam
-        Not to be used by anyone else as long as the application lives, which sets its judge's
+        Not to be used by anyone else as long as the application lives, which lowers its judge's
         ``timeout_s``.
     config : ServerConfig or None
     keys : Keys or None
@@ -67,7 +67,9 @@ class Server:
     ) -> None:
         self.config = config = config or ServerConfig()
         self.keys = keys if keys is not None else Keys(config.api_keys_file)
-        beam.judge.timeout_s = config.judge_timeout_s
+        own = beam.judge.timeout_s
+        most = config.judge_timeout_s
+        beam.judge.timeout_s = most if own is None else min(own, most)
         judge = beam.judge.judge
         self._process = judge if isinstance(judge, JudgeProcess) else None
         audit = None

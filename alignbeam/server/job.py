@@ -128,6 +128,29 @@ class Job:
         made = [(b.index, self.drafts.get(b.index) or b.candidate()) for b in self.request.beams]
         return [dataclasses.replace(c, verdict=self.verdicts.get(i)) for i, c in made]
 
+    def timings(self, now: Timings) -> Timings:
+        """Return what the batch spent while the job was in it, the judge's time its own."""
+        start = self.clock_start
+        if start is None:
+            return now
+        parts = {
+            name: getattr(now, name) - getattr(start, name)
+            for name in ("target_ms", "anchor_ms", "mix_ms", "total_ms")
+        }
+        other = parts["total_ms"] - sum(
+            (parts["target_ms"], parts["anchor_ms"], parts["mix_ms"], self.judge_ms)
+        )
+        return Timings(**parts, judge_ms=self.judge_ms, other_ms=max(0.0, other))
+
+    def settle(self, outcome: Delivery | BaseException) -> None:
+        """Fulfil the future once; later outcomes are dropped."""
+        if self.future.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
     def keep_only(self, index: int | None) -> None:
         """Let the other beams end: the beginning of this one is released; None ends them all."""
         for beam in self.request.beams:

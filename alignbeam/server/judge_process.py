@@ -2,7 +2,7 @@
 
 The parent keeps one child and speaks with it over a pipe. A child that dies or does not answer in
 time fails the batch it was asked about (``FailClosed`` makes that verdicts of 5) and is replaced;
-until the new one has loaded, batches fail the same way.
+until the new one has loaded, batches wait for it within their own time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class JudgeProcess:
         self._config, self._timeout_s, self._start_s = config, timeout_s, start_s
         self._threads = threads
         self._lock = threading.Lock()
-        self._closed = False
+        self._changed = threading.Condition(self._lock)
+        self._closed = self._lost = False
         self._child, self._pipe = self._start()
         self.name = self._await_name(self._pipe)
         self._ready = True
@@ -75,15 +76,17 @@ class JudgeProcess:
         Raises
         ------
         JudgeDied
-            The child ended, or took too long.
+            The child ended, or took too long; or the new one did not come in time.
         RuntimeError
             The judge in the child raised.
         """
         check_lengths(conversations, candidates)
         asked = ([[dict(m) for m in c] for c in conversations], list(candidates))
         with self._lock:
+            # Whoever comes after must not fail by what another's batch did to the child.
+            self._changed.wait_for(lambda: self._ready or self._lost, self._timeout_s)
             if not self._ready:
-                raise JudgeDied("the judge's process is being started again")
+                raise JudgeDied("the judge's process is not there")
             try:
                 self._send(asked)
                 if not self._pipe.poll(self._timeout_s):
@@ -161,9 +164,13 @@ class JudgeProcess:
                 self._await_name(pipe)
             except (AlignBeamError, OSError) as error:
                 _log.error("the judge's process cannot be started again: %s", error)
+                with self._lock:
+                    self._lost = True
+                    self._changed.notify_all()
                 return
             with self._lock:
                 self._child, self._pipe, self._ready = child, pipe, True
+                self._changed.notify_all()
             self._watch(child)
             _log.warning("the judge's process is back")
 

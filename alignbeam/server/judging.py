@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from alignbeam.judge import FailClosed
+from alignbeam.judge.reader import MAX_BATCH_TOKENS
 from alignbeam.result import Verdict
 from alignbeam.server.job import Job
+
+#: Candidates of one call, and their tokens (prompt and answer) together, as far as more than one.
+#: More would fill no further forward, and make the others wait.
+CALL_ROWS: Final = 8
+CALL_CELLS: Final = MAX_BATCH_TOKENS
+#: Times of one call that a candidate waits while calls fail.
+PATIENCE: Final = 3
 
 
 class ServerWatcher(Protocol):
@@ -26,8 +35,30 @@ class ServerWatcher(Protocol):
         """Note that a step failed and is tried again with fewer requests."""
 
 
+@dataclass(slots=True)
+class _Round:
+    """The texts of one job that are to be judged together, and how many still wait."""
+
+    job: Job
+    whole: bool
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One candidate before the judge."""
+
+    round: _Round
+    index: int
+    text: str
+    since: float = field(default_factory=time.monotonic)
+
+
 class JudgeDesk:
-    """Asks the judge about all that waits, in one call at a time.
+    """Asks the judge about all that waits: each call is about one client's, the clients take turns.
+
+    A call is bounded, so nobody waits long for another's; and one that fails or takes too long
+    fails nobody else's. Of a client that left nothing more is asked.
 
     Parameters
     ----------
@@ -49,7 +80,7 @@ class JudgeDesk:
         self, judge: FailClosed, wake: threading.Condition, watcher: ServerWatcher | None
     ) -> None:
         self._judge, self._wake, self._watcher = judge, wake, watcher
-        self._waiting: deque[tuple[Job, bool]] = deque()
+        self._lines: OrderedDict[str, deque[_Question]] = OrderedDict()
         self.judged: deque[tuple[Job, bool]] = deque()
         self.finished: list[Job] = []
         self.closed = False
@@ -57,10 +88,13 @@ class JudgeDesk:
     def put(self, job: Job, *, whole: bool) -> None:
         """Have the text of a job's beams judged: as finished, or as far as it could leave."""
         job.to_judge()
+        asked = job.asked()
+        around = _Round(job, whole, len(asked))
         with self._wake:
             if whole:
                 self.finished.append(job)
-            self._waiting.append((job, whole))
+            line = self._lines.setdefault(job.client, deque())
+            line.extend(_Question(around, index, text) for index, text in asked)
             self._wake.notify_all()
 
     def take(self) -> list[tuple[Job, bool]]:
@@ -76,31 +110,77 @@ class JudgeDesk:
         with self._wake:
             self.finished.remove(job)
 
+    def backlog(self, client: str) -> int:
+        """Return the cost of a client's jobs that are decoded and wait; ``wake`` is held."""
+        return sum(job.cost for job in self.finished if job.client == client)
+
     def work(self) -> None:
         """Ask until closed; runs on a thread of its own."""
         while True:
             with self._wake:
-                while not self._waiting and not self.closed:
+                while not self._lines and not self.closed:
                     self._wake.wait()
                 if self.closed:
                     return
-                asked = list(self._waiting)
-                self._waiting.clear()
-            self._score(asked)
+                asked = self._next_call()
+            if asked:
+                self._score(asked)
 
-    def _score(self, asked: list[tuple[Job, bool]]) -> None:
-        flat = [(job, index, text) for job, _ in asked for index, text in job.asked()]
+    def _next_call(self) -> list[_Question]:
+        """Take a call's worth of the client whose turn it is; ``wake`` is held."""
+        client, line = self._lines.popitem(last=False)
+        asked: list[_Question] = []
+        cells = 0
+        while line and len(asked) < CALL_ROWS:
+            question = line[0]
+            if question.round.job.cancelled.is_set():
+                self._file(line.popleft(), None)
+                continue
+            cells += question.round.job.length
+            if asked and cells > CALL_CELLS:
+                break
+            asked.append(line.popleft())
+        if line:
+            self._lines[client] = line  # at the end: the others have their turn first
+        return asked
+
+    def _score(self, asked: list[_Question]) -> None:
         begin = time.perf_counter()
         verdicts = self._judge.score(
-            [job.request.messages for job, _, _ in flat], [text for _, _, text in flat]
+            [q.round.job.request.messages for q in asked], [q.text for q in asked]
         )
         spent = (time.perf_counter() - begin) * 1e3
         if self._watcher is not None:
             self._watcher.on_judged(spent, verdicts)
         with self._wake:
-            for (job, index, _), verdict in zip(flat, verdicts, strict=True):
-                job.verdicts[index] = verdict
-            for job, _ in asked:
+            for job in {q.round.job for q in asked}:
                 job.judge_ms += spent
-            self.judged += asked
+            for question, verdict in zip(asked, verdicts, strict=True):
+                self._file(question, verdict)
+            if all(verdict.failure in ("timeout", "died") for verdict in verdicts):
+                self._give_up(verdicts[0])
+
+    def _file(self, question: _Question, verdict: Verdict | None) -> None:
+        """Put a verdict down, or that none is wanted any more; ``wake`` is held."""
+        around = question.round
+        if verdict is not None:
+            around.job.verdicts[question.index] = verdict
+        around.open -= 1
+        if not around.open:
+            self.judged.append((around.job, around.whole))
             self._wake.notify_all()
+
+    def _give_up(self, verdict: Verdict) -> None:
+        """Answer what has waited for several calls' time: the judge hangs; ``wake`` is held.
+
+        Else each of them would take a call's time to fail, one after another.
+        """
+        if self._judge.timeout_s is None:
+            return
+        oldest = time.monotonic() - PATIENCE * self._judge.timeout_s
+        for client in list(self._lines):
+            line = self._lines[client]
+            while line and line[0].since < oldest:
+                self._file(line.popleft(), verdict)
+            if not line:
+                del self._lines[client]

@@ -13,7 +13,7 @@ import uvicorn
 from alignbeam.config import ServerConfig, Settings
 from alignbeam.controller import AlignBeam
 from alignbeam.errors import ConfigError
-from alignbeam.judge import Judge
+from alignbeam.judge import FailClosed, Judge
 from alignbeam.server.app import Server
 from alignbeam.server.connections import limited
 from alignbeam.server.judge_process import JudgeProcess
@@ -98,7 +98,9 @@ def serve(settings: Settings) -> None:
         _banner("SHADOW MODE: the target answers unprotected; verdicts are only logged")
     judge: Judge | None = None
     if config.judge_process:
-        judge = JudgeProcess(settings.judge, config.judge_timeout_s)
+        own = settings.judge.timeout_s
+        seconds = config.judge_timeout_s if own is None else min(own, config.judge_timeout_s)
+        judge = FailClosed(JudgeProcess(settings.judge, seconds), seconds)
     source = settings.judge if judge is None else judge
     beam = AlignBeam.from_pretrained(settings.target, settings.anchor, source, settings.beam)
     server = Server(beam, config, keys=keys)

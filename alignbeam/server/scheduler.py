@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from alignbeam.decoding.engine import Engine, out_of_memory
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.conversation import Prompt
-from alignbeam.result import Candidate, Timings
+from alignbeam.result import Candidate
 from alignbeam.server.job import Delivery, Job, Release, Ticket
 from alignbeam.server.judging import JudgeDesk, ServerWatcher
 from alignbeam.server.problems import Draining, Overloaded, TooLarge
@@ -41,6 +41,9 @@ class Scheduler:
         Bound on rows times the longest row (tokens) of the running batch: what its KV cache holds.
     max_queued, max_queued_cells : int
         Bounds of the queue: jobs, and tokens x beams.
+    client_share : float
+        How much of the batch, of the queue, and of a batch's worth before the judge one client may
+        take, 0..1; the rest is there for the others.
     chunk_tokens : int
         Length of the pieces of chunked answers.
     fail_open : bool
@@ -55,6 +58,7 @@ class Scheduler:
         max_batch_cells: int = 65_536,
         max_queued: int = 256,
         max_queued_cells: int = 1 << 20,
+        client_share: float = 1.0,
         chunk_tokens: int = 32,
         fail_open: bool = False,
         watcher: ServerWatcher | None = None,
@@ -67,7 +71,8 @@ class Scheduler:
         self._clock = Clock([beam.target.device, beam.anchor.device])
         # One lock for the queue, the judge's trays and the flags; never held while a model runs.
         self._wake = threading.Condition()
-        self._queue = FairQueue(max_queued, max_queued_cells)
+        self._share = client_share
+        self._queue = FairQueue(max_queued, max_queued_cells, client_share)
         self._desk = JudgeDesk(beam.judge, self._wake, watcher)
         self._stopped = False
         # Owned by the decoding thread.
@@ -149,9 +154,10 @@ class Scheduler:
             for index, request in enumerate(requests)
         ]
         for job in jobs:
-            if job.cost > self._max_cells:
+            most = int(self._share * self._max_cells)
+            if job.cost > most:
                 raise TooLarge(
-                    f"{job.length} tokens times {job.rows} beams exceed the {self._max_cells} this "
+                    f"{job.length} tokens times {job.rows} beams exceed the {most} this "
                     "server runs at once; ask for fewer tokens or fewer beams"
                 )
         with self._wake:
@@ -215,7 +221,7 @@ class Scheduler:
             # A judge that hangs must not hold its askers either.
             left = [*self._queue.drop(lambda _: True), *self._active.values(), *self._desk.finished]
         for job in left:
-            _settle(job.future, Cancelled("the server stopped"))
+            job.settle(Cancelled("the server stopped"))
 
     def _decode(self) -> None:
         while True:
@@ -225,7 +231,7 @@ class Scheduler:
                 if self._stopped:
                     return
                 judged = self._desk.take()
-                newcomers = self._admit() if self._may_admit() else []
+                newcomers = self._admit()
             for job, whole in judged:
                 self._go_on(job, whole)
             self._drop_cancelled()
@@ -246,29 +252,36 @@ class Scheduler:
             or self._desk.judged
             or self._engine.growing
             or any(job.cancelled.is_set() for job in (*self._queue, *self._active.values()))
-            or ((head := self._queue.head) is not None and self._may_admit() and self._fits(head))
+            or self._next() is not None
         )
 
-    def _may_admit(self) -> bool:
-        """Whether the engine is sound and no more than a batch's worth waits for the judge."""
-        waiting = sum(job.cost for job in self._desk.finished)
-        return not self._engine.recovering and waiting < self._max_cells
+    def _next(self) -> Job | None:
+        """Return the job that is to join the batch now; the lock is held."""
+        if self._engine.recovering:
+            return None
+        job = self._queue.head(self._within_share)
+        return job if job is not None and self._fits(job, self._active.values(), 1.0) else None
 
-    def _fits(self, job: Job) -> bool:
-        """Whether the batch has room for a job; one always fits alone."""
-        active = self._active.values()
-        rows = job.rows + sum(other.rows for other in active)
-        longest = max(other.length for other in (job, *active))
-        return not active or rows * longest <= self._limit
+    def _within_share(self, job: Job) -> bool:
+        """Whether a job's client may have more in the batch, and then before the judge."""
+        own = [other for other in self._active.values() if other.client == job.client]
+        backlog = self._desk.backlog(job.client)
+        return backlog < self._share * self._max_cells and self._fits(job, own, self._share)
+
+    def _fits(self, job: Job, others: Collection[Job], share: float) -> bool:
+        """Whether a share of the batch has room for a job beside others; one always fits alone."""
+        rows = job.rows + sum(other.rows for other in others)
+        longest = max(other.length for other in (job, *self._active.values()))
+        return not others or rows * longest <= share * self._limit
 
     def _admit(self) -> list[Job]:
         """Take from the queue what the batch has room for; the lock is held."""
         newcomers: list[Job] = []
         now, clock_now = time.monotonic(), self._clock.timings()
-        while (job := self._queue.head) is not None and self._fits(job):
-            self._queue.take()
+        while (job := self._next()) is not None:
+            self._queue.take(job)
             if job.cancelled.is_set():
-                _settle(job.future, Cancelled("given up while it waited"))
+                job.settle(Cancelled("given up while it waited"))
                 continue
             job.started, job.clock_start = now, clock_now
             self._active[job.request] = job
@@ -292,19 +305,19 @@ class Scheduler:
         with self._wake:
             gone = self._queue.drop(lambda job: job.cancelled.is_set())
         for job in gone:
-            _settle(job.future, Cancelled("given up while it waited"))
+            job.settle(Cancelled("given up while it waited"))
         given_up = [job for job in self._active.values() if job.cancelled.is_set()]
         if given_up:
             self._engine.drop([job.request for job in given_up])
         for job in given_up:
             del self._active[job.request]
-            _settle(job.future, Cancelled("given up between two steps"))
+            job.settle(Cancelled("given up between two steps"))
 
     def _advance(self, job: Job) -> None:
         """See whether a job is done, or has a piece for the judge."""
         if job.request.error is not None:
             del self._active[job.request]
-            _settle(job.future, job.request.error)
+            job.settle(job.request.error)
         elif job.judging:
             return
         elif job.decoded:
@@ -322,7 +335,10 @@ class Scheduler:
         """Go on with a job after the judge spoke of some of its text."""
         if whole:
             self._desk.leave(job)
-            self._deliver(job)
+            if job.cancelled.is_set():
+                job.settle(Cancelled("given up before the judge"))
+            else:
+                self._deliver(job)
             return
         if job.request not in self._active:
             return
@@ -363,11 +379,11 @@ class Scheduler:
 
     def _deliver(self, job: Job) -> None:
         """Choose, and hand the answer over."""
-        candidates, timings = job.candidates(), self._timings(job)
+        candidates, timings = job.candidates(), job.timings(self._clock.timings())
         try:
             selection = self._select(job, candidates)
         except AlignBeamError as error:
-            _settle(job.future, error)
+            job.settle(error)
             return
         result = assemble(job.request, candidates, selection, timings)
         self._limit = min(self._max_cells, self._limit + self._max_cells // 20)
@@ -380,28 +396,4 @@ class Scheduler:
             (now - job.submitted) * 1e3,
             job.failed_open,
         )
-        _settle(job.future, answer)
-
-    def _timings(self, job: Job) -> Timings:
-        """Return what the batch spent while the job was in it, the judge's time its own."""
-        start, now = job.clock_start, self._clock.timings()
-        if start is None:
-            return now
-        parts = {
-            name: getattr(now, name) - getattr(start, name)
-            for name in ("target_ms", "anchor_ms", "mix_ms", "total_ms")
-        }
-        other = parts["total_ms"] - sum(
-            (parts["target_ms"], parts["anchor_ms"], parts["mix_ms"], job.judge_ms)
-        )
-        return Timings(**parts, judge_ms=job.judge_ms, other_ms=max(0.0, other))
-
-
-def _settle(future: Future[Delivery], outcome: Delivery | BaseException) -> None:
-    """Fulfil a future once; later outcomes are dropped."""
-    if future.done():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+        job.settle(answer)

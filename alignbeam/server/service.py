@@ -66,6 +66,7 @@ class Service:
             max_batch_cells=config.max_batch_cells,
             max_queued=config.max_queued,
             max_queued_cells=config.max_queued_cells,
+            client_share=config.client_share,
             chunk_tokens=config.chunk_tokens,
             fail_open=config.fail_open,
             watcher=self.metrics,

@@ -10,8 +10,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving import KEY, OTHER, chat, serving
+from serving import KEY, OTHER, chat, judge_of, serving
 from tiny_models import random_pair
+
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import ServerConfig
+from alignbeam.errors import Cancelled
+from alignbeam.judge import CallableJudge, FailClosed
+from alignbeam.server.app import Server
+from alignbeam.server.judging import CALL_ROWS, PATIENCE
+from alignbeam.server.keys import Keys
+from alignbeam.server.problems import Overloaded, TooLarge
+from alignbeam.server.scheduler import Scheduler
 
 ASK = "/v1/chat/completions"
 WAIT_S = 60
@@ -157,3 +167,217 @@ def test_client_with_too_much_to_read_is_told_to_come_back(pair):
         for raw in held:
             raw.close()
         go_on.set()
+
+
+# Before the judge --------------------------------------------------------------------------
+
+
+class HeldJudge:
+    """A judge whose calls are kept; its first call about a request is held until told."""
+
+    name = "held"
+
+    def __init__(self, judge):
+        self.judge, self.calls = judge, []
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def score(self, conversations, candidates):
+        asked = [c[-1]["content"] for c in conversations]
+        if "first" in asked:
+            self.entered.set()
+            self.go_on.wait(WAIT_S)
+        self.calls.append(asked)
+        return self.judge.score(conversations, candidates)
+
+
+class Poisoned:
+    """A judge that raises, or takes longer than it may, over a whole call with ``poison`` in it."""
+
+    name = "poisoned"
+
+    def __init__(self, kind):
+        self.kind, self.judge = kind, judge_of()
+
+    def score(self, conversations, candidates):
+        if any(c[-1]["content"] == "poison" for c in conversations):
+            if self.kind == "raises":
+                raise RuntimeError("poisoned")
+            time.sleep(3.3)
+        return self.judge.score(conversations, candidates)
+
+
+def put_before_the_judge(pool, judge, running, *asked):
+    """Ask ``first`` and, while the judge is held over it, all else; return what comes of each."""
+    scheduler = running.server.service.scheduler
+
+    def ask(key, body):
+        with running.client(key) as client:
+            return client.post(ASK, json=body)
+
+    flying = [pool.submit(ask, KEY, chat("first"))]
+    assert judge.entered.wait(WAIT_S)
+    for key, body in asked:
+        waiting = len(scheduler._desk.finished) + body.get("n", 1)
+        flying.append(pool.submit(ask, key, body))
+        until(lambda waiting=waiting: len(scheduler._desk.finished) == waiting)
+    judge.go_on.set()
+    return [future.result(WAIT_S) for future in flying]
+
+
+@pytest.mark.parametrize("kind", ["raises", "takes too long"])
+def test_call_of_the_judge_that_fails_fails_its_own_client_only(pair, kind):
+    judge = HeldJudge(Poisoned(kind))
+    with serving(pair, judge, judge_timeout_s=3) as running, ThreadPoolExecutor(3) as pool:
+        _, bad, good = put_before_the_judge(
+            pool, judge, running, (KEY, chat("poison")), (OTHER, chat("good"))
+        )
+    assert bad.json()["error"]["code"] == "judge_unavailable"
+    assert good.status_code == 200
+
+
+def test_call_of_the_judge_is_about_one_client_and_bounded_and_clients_take_turns(pair):
+    judge = HeldJudge(judge_of())
+    beam = BeamConfig(mix_steps=2, beams=2, max_new_tokens=8)
+    with serving(pair, judge, beam) as running, ThreadPoolExecutor(4) as pool:
+        judge.calls.clear()
+        large = chat("large", n=8, alignbeam={"beams": 8})
+        said = put_before_the_judge(pool, judge, running, (KEY, large), (OTHER, chat("small")))
+    assert [one.status_code for one in said] == [200] * 3
+    assert all(len(set(call)) == 1 for call in judge.calls)
+    assert max(map(len, judge.calls)) <= CALL_ROWS
+    assert sum(map(len, judge.calls)) == 2 + 64 + 2
+    assert ["small"] * 2 in judge.calls[:3]
+
+
+def test_judge_that_hangs_fails_all_that_wait_after_a_few_calls(pair):
+    hold = threading.Event()
+
+    def hang(request, text):
+        hold.wait(WAIT_S)
+        return 1.0
+
+    with serving(pair, judge_of(hang), judge_timeout_s=0.4) as running:
+        with ThreadPoolExecutor(12) as pool, running.client() as client:
+            said = list(pool.map(lambda n: client.post(ASK, json=chat(str(n), n=4)), range(12)))
+        assert {one.json()["error"]["code"] for one in said} == {"judge_unavailable"}
+        page = running.server.service.metrics.page().decode()
+        hold.set()
+    calls = next(x for x in page.splitlines() if x.startswith("alignbeam_judge_milliseconds_count"))
+    assert float(calls.split()[1]) <= 4 * (PATIENCE + 1)
+
+
+def test_judges_own_time_limit_counts_under_serve_where_it_is_smaller(pair):
+    limits = []
+    for own in (None, 0.3, 500.0):
+        trio = AlignBeam(*pair, FailClosed(judge_of(), own), BeamConfig(max_new_tokens=8))
+        server = Server(trio, ServerConfig(judge_timeout_s=40), keys=Keys(environ={}))
+        limits.append(server.service.beam.judge.timeout_s)
+        server.close()
+    assert limits == [40, 0.3, 40]
+
+
+@pytest.fixture
+def scheduling(pair):
+    """Make schedulers over a judge, which end with the test."""
+    made = []
+
+    def make(judge=None, **settings):
+        beam = AlignBeam(*pair, judge or judge_of(), BeamConfig(mix_steps=2, max_new_tokens=8))
+        made.append(Scheduler(beam, **settings))
+        return made[-1]
+
+    yield make
+    for scheduler in made:
+        scheduler.stop()
+
+
+def test_judge_is_not_asked_for_a_client_that_left(scheduling):
+    judge = HeldJudge(CallableJudge(lambda messages, text: 1.0))
+    scheduler = scheduling(judge)
+    first = scheduler.submit("first", {}, client="a")
+    assert judge.entered.wait(WAIT_S)
+    left, kept = scheduler.submit("left", {}, client="a"), scheduler.submit("kept", {}, client="a")
+    until(lambda: len(scheduler._desk.finished) == 3)
+    left.cancel()
+    judge.go_on.set()
+    for ticket in (first, kept):
+        assert ticket.future.result(WAIT_S).result.text
+    with pytest.raises(Cancelled):
+        left.future.result(WAIT_S)
+    assert "left" not in {text for call in judge.calls for text in call}
+    assert scheduler.running == 0
+
+
+# In the queue and in the batch -------------------------------------------------------------
+
+
+def test_second_client_is_admitted_while_the_first_ones_work_is_before_the_judge(scheduling):
+    judge = HeldJudge(CallableJudge(lambda messages, text: 1.0))
+    scheduler = scheduling(judge, max_batch_cells=400, client_share=0.75)
+    flood = [scheduler.submit("first", {}, client="many") for _ in range(16)]
+    assert judge.entered.wait(WAIT_S)
+    until(lambda: not scheduler._active)
+    assert scheduler.queued > 0
+    scheduler.submit("one", {}, client="one")
+    until(lambda: any(job.client == "one" for job in scheduler._desk.finished))
+    judge.go_on.set()
+    for ticket in flood:
+        ticket.future.result(WAIT_S)
+
+
+def test_second_client_joins_a_batch_that_the_first_ones_requests_fill(scheduling):
+    scheduler = scheduling(max_batch_cells=1600, client_share=0.75)
+    done = []
+    long = {"max_new_tokens": 120, "beams": 2}
+    many = [scheduler.submit("a", {**long, "seed": n}, client="many") for n in range(12)]
+    until(lambda: len(scheduler._active) > 3)
+    one = scheduler.submit("b", {"max_new_tokens": 4, "beams": 1}, client="one")
+    for name, ticket in [*(("many", t) for t in many), ("one", one)]:
+        ticket.future.add_done_callback(lambda _, name=name: done.append(name))
+    for ticket in (*many, one):
+        ticket.future.result(WAIT_S)
+    assert done.index("one") <= 2
+
+
+def test_one_request_may_not_take_more_than_a_clients_share(scheduling):
+    scheduler = scheduling(max_batch_cells=400, client_share=0.5)
+    with pytest.raises(TooLarge, match="exceed the 200"):
+        scheduler.submit("a", {"beams": 8, "max_new_tokens": 40})
+
+
+def test_queue_keeps_room_for_each_client_however_one_floods_it(scheduling):
+    judge = HeldJudge(CallableJudge(lambda messages, text: 1.0))
+    scheduler = scheduling(judge, max_batch_cells=300, max_queued=64, client_share=0.75)
+    accepted = []
+
+    def flood():
+        while True:
+            accepted.append(scheduler.submit("first", {}, client="many"))
+
+    with pytest.raises(Overloaded):
+        flood()
+    assert judge.entered.wait(WAIT_S)
+    others = [scheduler.submit("a", {}, client=f"c{n % 6}") for n in range(24)]
+    with pytest.raises(Overloaded):
+        flood()
+    judge.go_on.set()
+    for ticket in (*accepted, *others):
+        assert ticket.future.result(WAIT_S).result.text
+
+
+def test_flood_of_one_client_refuses_no_request_of_another(pair):
+    judge = HeldJudge(judge_of())
+    with (
+        serving(pair, judge, max_queued=64, max_batch_cells=300) as running,
+        ThreadPoolExecutor(120) as pool,
+        running.client() as client,
+        running.client(OTHER) as other,
+    ):
+        flood = [pool.submit(client.post, ASK, json=chat("first")) for _ in range(100)]
+        scheduler = running.server.service.scheduler
+        refused = lambda: sum(one.done() for one in flood)  # noqa: E731
+        until(lambda: refused() + scheduler.queued + scheduler.running == len(flood))
+        mine = [pool.submit(other.post, ASK, json=chat(f"mine {n}")) for n in range(8)]
+        judge.go_on.set()
+        assert [one.result(WAIT_S).status_code for one in mine] == [200] * 8
+        assert 503 in [one.result(WAIT_S).status_code for one in flood]
