@@ -71,6 +71,18 @@ class FailClosed:
         """The model behind the judge; None where there is none (a callable)."""
         return getattr(self.judge, "role", None)
 
+    def check_room(self, conversation: Conversation) -> None:
+        """Refuse a conversation that the judge could never read, where the judge can tell.
+
+        Raises
+        ------
+        PromptError
+            See ``ModelJudge.check_room``.
+        """
+        check = getattr(self.judge, "check_room", None)
+        if check is not None:
+            check(conversation)
+
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]
     ) -> list[Verdict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Final
 
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge.protocol import Conversation, JudgeRole, check_lengths
@@ -11,6 +12,9 @@ from alignbeam.judge.reader import MAX_BATCH_TOKENS, LabelRow, read_labels
 from alignbeam.judge.verdicts import error_verdict, worst
 from alignbeam.judge.windows import LEAST_CHARACTERS, windows
 from alignbeam.result import Verdict
+
+#: The least candidate that there must be room for.
+_LEAST: Final = ("words " * LEAST_CHARACTERS)[:LEAST_CHARACTERS]
 
 
 class ModelJudge(ABC):
@@ -91,6 +95,16 @@ class ModelJudge(ABC):
             else worst(self._verdict(read[piece]) for piece in plan)
             for plan in plans
         ]
+
+    def check_room(self, conversation: Conversation) -> None:
+        """Refuse a conversation beside which the window holds no candidate; asks no model.
+
+        Raises
+        ------
+        PromptError
+            See ``windows``.
+        """
+        self._pieces(conversation, _LEAST)
 
     def _pieces(self, conversation: Conversation, candidate: str) -> list[str]:
         def fits(piece: str) -> bool:

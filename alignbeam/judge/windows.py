@@ -51,7 +51,8 @@ def windows(text: str, fits: Callable[[str], bool]) -> list[str]:
             if size <= LEAST_CHARACTERS:
                 raise PromptError(
                     "the request leaves the judge too little room to read the candidate; shorten "
-                    "the conversation, or use a judge with a longer window"
+                    "the conversation, or use a judge with a longer window",
+                    "prompt_too_long",
                 )
             size = max(size * 3 // 4, LEAST_CHARACTERS)
         if len(pieces) == MAX_WINDOWS:

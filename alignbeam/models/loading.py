@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
 from alignbeam.config import RoleConfig
@@ -135,6 +135,24 @@ def load_weights(name: str, config: RoleConfig) -> Any:
         return model.to(device)
     except Exception as error:  # torch's own are many
         raise ModelLoadError(f"cannot put the {name} on {device}: {_reason(error)}") from error
+
+
+def load_window(name: str, config: RoleConfig) -> int | None:
+    """Read how many positions a role's model has, without its weights; see ``window_of``.
+
+    Raises
+    ------
+    ModelLoadError
+        Nothing there, or no configuration of a model.
+    """
+    path = checkpoint_of(str(config.model), name=name, revision=config.revision)
+    try:
+        found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+    except Exception as error:  # every library on the way has exceptions of its own
+        raise ModelLoadError(
+            f"cannot load the {name} from {config.model}: {_reason(error)}"
+        ) from error
+    return window_of(found.get_text_config())
 
 
 def _peft_for(adapter: str) -> Any:

@@ -22,10 +22,9 @@ from alignbeam.models.loading import (
     window_of,
 )
 from alignbeam.models.probe import NO_LIMIT, holds_cached_rows
-from alignbeam.models.render import Renderer
+from alignbeam.models.reader import Reader
 from alignbeam.models.rows import Rows, pad_left
 from alignbeam.vocab.end_tokens import end_token_ids
-from alignbeam.vocab.retokenize import plain_encode
 from alignbeam.vocab.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ _log = logging.getLogger(__name__)
 _ROPE_BY_LENGTH: Final = ("longrope", "dynamic")
 
 
-class Role:
+class Role(Reader):
     """A model that plays target, anchor or judge.
 
     Parameters
@@ -76,19 +75,18 @@ class Role:
         thinking: bool = False,
         fold_turns: bool | None = None,
     ) -> None:
-        self.name = name
-        self.model = model.eval()
         text_config = model.config.get_text_config()
-        self.window = window_of(text_config) or NO_LIMIT
-        self.cached_up_to = _cached_up_to(text_config)
-        self._renderer = Renderer(
-            tokenizer,
+        super().__init__(
             name,
+            tokenizer,
+            window_of(text_config),
             system_prompt=system_prompt,
             chat_template=chat_template,
             thinking=thinking,
             fold_turns=fold_turns,
         )
+        self.model = model.eval()
+        self.cached_up_to = _cached_up_to(text_config)
         head = model.get_output_embeddings()
         self.vocabulary = vocabulary = Vocabulary.of(
             tokenizer,
@@ -96,7 +94,7 @@ class Role:
             end_token_ids(
                 tokenizer, getattr(model, "generation_config", None), self._renderer.own_template
             ),
-            self._renderer.opening(),
+            self.opening,
             name,
         )
         self._renderer.check_fits(vocabulary.width)
@@ -107,8 +105,7 @@ class Role:
             )
         # What cannot be read exactly is refused now, in no answer.
         self._longest = max(len(data) for data in vocabulary.token_bytes if data is not None)
-        self.tokenizer, self.width = tokenizer, vocabulary.width
-        self.end_ids, self.opening = vocabulary.end_ids, vocabulary.opening
+        self.width, self.end_ids = vocabulary.width, vocabulary.end_ids
         self.bytes_of = vocabulary.bytes_of
         accepted = inspect.signature(model.forward).parameters
         takes_rest = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -160,42 +157,9 @@ class Role:
         return sum(p.numel() for p in self.model.parameters())
 
     @property
-    def has_template(self) -> bool:
-        """Whether a chat template is declared (else the plain ``User: ... Assistant:`` is used)."""
-        return self._renderer.has_template
-
-    @property
-    def chat_template(self) -> str:
-        """Jinja text of the template in use; empty where none is declared."""
-        template = self._renderer.own_template
-        return "" if template is None else template.text
-
-    @property
-    def folded(self) -> tuple[str, ...]:
-        """What the template does not take, and is folded. See ``Renderer``."""
-        return self._renderer.folded
-
-    @property
-    def refused(self) -> tuple[str, ...]:
-        """What the template does not take, so that requests with it fail. See ``Renderer``."""
-        return self._renderer.refused
-
-    @property
     def pad_id(self) -> int:
         """An id to fill masked places with; which one cannot matter."""
         return self.end_ids[0]
-
-    def render(self, prompt: Prompt) -> list[int]:
-        """Messages to prompt ids, generation prompt included. See ``Renderer.ids``."""
-        return self._renderer.ids(prompt)
-
-    def render_text(self, prompt: Prompt) -> str:
-        """Messages to prompt text, for people to read. See ``Renderer.text``."""
-        return self._renderer.text(prompt)
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text in mid-context: no control tokens, no leading blank added."""
-        return plain_encode(self.tokenizer, text)
 
     def shown(self, token_ids: Sequence[int]) -> str:
         """Return tokens for people: their text, or the names of control tokens."""

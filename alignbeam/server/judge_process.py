@@ -16,8 +16,11 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from alignbeam.config import JudgeConfig
+from alignbeam.embedded import or_embedded
 from alignbeam.errors import AlignBeamError, JudgeDied, ModelLoadError
+from alignbeam.judge import load_judge
 from alignbeam.judge.protocol import Conversation, check_lengths
+from alignbeam.models.reader import Reader
 from alignbeam.result import Verdict
 
 _log = logging.getLogger(__name__)
@@ -49,6 +52,9 @@ class JudgeProcess:
     ) -> None:
         self._config, self._timeout_s, self._start_s = config, timeout_s, start_s
         self._threads = threads
+        # Prompts are refused here: the child is busy, and its answer would come late.
+        named = or_embedded("judge", config)
+        self._here = load_judge(named, Reader.without_weights("judge", named))
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._closed = self._lost = False
@@ -67,6 +73,10 @@ class JudgeProcess:
     def alive(self) -> bool:
         """Whether a child is there and has loaded."""
         return self._ready and self._child.is_alive()
+
+    def check_room(self, conversation: Conversation) -> None:
+        """Refuse a conversation that the judge could never read. See ``ModelJudge.check_room``."""
+        self._here.check_room(conversation)
 
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]

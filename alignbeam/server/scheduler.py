@@ -105,7 +105,9 @@ class Scheduler:
         """Whether both threads are alive."""
         return all(thread.is_alive() for thread in self._threads)
 
-    def prepare(self, prompt: Prompt, choices: Sequence[Mapping[str, Any]]) -> list[Request]:
+    def prepare(
+        self, prompt: Prompt, choices: Sequence[Mapping[str, Any]], *, judged: bool = True
+    ) -> list[Request]:
         """Check and render a request: all that takes long before it can be queued.
 
         Parameters
@@ -113,6 +115,8 @@ class Scheduler:
         choices : sequence of mappings
             Fields of ``BeamConfig`` for each answer that is wanted; all but ``seed`` are the first
             one's.
+        judged : bool
+            The judge must be able to read the prompt too.
 
         Raises
         ------
@@ -120,6 +124,8 @@ class Scheduler:
             What is wrong with the request.
         """
         first = self._beam.prepare(prompt, **choices[0])
+        if judged:
+            self._beam.judge.check_room(first.messages)
         return [first, *(first.drawn_again(choice["seed"]) for choice in choices[1:])]
 
     def put(
@@ -177,15 +183,12 @@ class Scheduler:
         prompt: Prompt,
         overrides: Mapping[str, Any],
         *,
-        client: str = "",
-        release: Release = "full",
         on_text: Callable[[str], object] = lambda _: None,
+        **how: Any,
     ) -> Ticket:
         """``prepare`` and ``put`` for one answer; see both."""
-        requests = self.prepare(prompt, [overrides])
-        return self.put(
-            requests, client=client, release=release, on_text=lambda _, text: on_text(text)
-        )[0]
+        requests = self.prepare(prompt, [overrides], judged=how.get("release") != "bare")
+        return self.put(requests, on_text=lambda _, text: on_text(text), **how)[0]
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End both threads; jobs that are not done fail as cancelled."""
@@ -197,8 +200,6 @@ class Scheduler:
     def _nudge(self) -> None:
         with self._wake:
             self._wake.notify_all()
-
-    # The decoding thread -------------------------------------------------------------------
 
     def _end(self) -> None:
         """Tell both threads to end; the lock is held."""

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from alignbeam.config import ServerConfig
@@ -100,7 +101,7 @@ class Service:
             for start in range(0, len(plan.prompts), each):
                 choices = plan.overrides[start : start + each]
                 settings = [self._alone(o) if shadow else o for o in choices]
-                requests += await self._prepare(plan.prompts[start], settings, client)
+                requests += await self._prepare(plan.prompts[start], settings, client, release)
             tickets = self.scheduler.put(requests, client=client, release=release, on_text=on_text)
         except AlignBeamError as error:
             raise self.problem(error, plan.field) from error
@@ -117,15 +118,21 @@ class Service:
         return tickets
 
     async def _prepare(
-        self, messages: Messages, choices: Sequence[dict[str, Any]], client: str
+        self,
+        messages: Messages,
+        choices: Sequence[dict[str, Any]],
+        client: str,
+        release: Release,
     ) -> list[Request]:
         """Render one prompt for so many answers, when it is its client's turn."""
-        return await self._turns.run(client, lambda: self.scheduler.prepare(messages, choices))
+        judged = release != "bare"
+        prepare = partial(self.scheduler.prepare, messages, choices, judged=judged)
+        return await self._turns.run(client, prepare)
 
     async def _submit(
         self, messages: Messages, overrides: dict[str, Any], client: str, release: Release
     ) -> Ticket:
-        requests = await self._prepare(messages, [overrides], client)
+        requests = await self._prepare(messages, [overrides], client, release)
         (ticket,) = self.scheduler.put(requests, client=client, release=release)
         return ticket
 

@@ -9,6 +9,9 @@ import pytest
 from serving import KEY, chat, serving
 from tiny_models import random_pair
 
+from alignbeam.doctor.samples import CANARIES
+from alignbeam.server.canaries import INJECTED
+
 MESSAGES = "messages"
 
 
@@ -302,3 +305,24 @@ def test_key_is_not_echoed_anywhere(running):
     with running.client(None) as client:
         refused = client.get("/v1/models", headers={"authorization": f"Bearer {KEY}x"})
     assert KEY not in refused.text + str(refused.headers)
+
+
+def test_prompt_that_the_judge_could_never_read_is_refused_before_it_is_decoded(trio, monkeypatch):
+    """M3: it was decoded whole, and then 503 for ever."""
+    canaries = [[{"role": "user", "content": c.request}] for c in (*CANARIES, INJECTED)]
+    texts = [c.candidate for c in (*CANARIES, INJECTED)]
+    rows = map(trio.judge.judge._rows, canaries, texts)
+    window = max(len(row.ids) for each in rows for row in each) + 40
+    monkeypatch.setattr(trio.judge.role, "window", window)
+    prompt = "the " * (trio.target.window // 2)
+    assert len(trio.target.render(prompt)) + 8 < trio.target.window
+    with (
+        serving((trio.target, trio.anchor), trio.judge, trio.config) as running,
+        running.client() as client,
+    ):
+        said = client.post("/v1/chat/completions", json=chat(prompt, max_tokens=8))
+        assert problem(said) == (400, "prompt_too_long", "messages")
+        assert "judge" in said.json()["error"]["message"]
+        assert "alignbeam_decode_steps_total 0.0" in client.get("/metrics").text
+        short = client.post("/v1/chat/completions", json=chat("What is 2 plus 3?", max_tokens=8))
+        assert short.status_code == 200

@@ -368,12 +368,12 @@ def test_queue_keeps_room_for_each_client_however_one_floods_it(scheduling):
 def test_flood_of_one_client_refuses_no_request_of_another(pair):
     judge = HeldJudge(judge_of())
     with (
-        serving(pair, judge, max_queued=64, max_batch_cells=300) as running,
-        ThreadPoolExecutor(120) as pool,
+        serving(pair, judge, max_queued=32, max_batch_cells=600) as running,
+        ThreadPoolExecutor(60) as pool,
         running.client() as client,
         running.client(OTHER) as other,
     ):
-        flood = [pool.submit(client.post, ASK, json=chat("first")) for _ in range(100)]
+        flood = [pool.submit(client.post, ASK, json=chat("first")) for _ in range(50)]
         scheduler = running.server.service.scheduler
         refused = lambda: sum(one.done() for one in flood)  # noqa: E731
         until(lambda: refused() + scheduler.queued + scheduler.running == len(flood))

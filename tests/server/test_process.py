@@ -19,7 +19,7 @@ import pytest
 from serving import KEY, chat
 
 from alignbeam.config import JudgeConfig
-from alignbeam.errors import ModelLoadError
+from alignbeam.errors import ModelLoadError, PromptError
 from alignbeam.server.judge_process import JudgeProcess
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are tested on POSIX")
@@ -188,6 +188,14 @@ def test_killed_judge_process_withholds_and_comes_back(start):
     assert server.client.get("/health").status_code == 200
 
 
+def refuses(judge, messages):
+    try:
+        judge.check_room(messages)
+    except PromptError:
+        return True
+    return False
+
+
 def test_judge_process_judges_as_the_judge_itself(trio):
     judge = JudgeProcess(JudgeConfig(), timeout_s=WAIT_S, threads=1)
     try:
@@ -197,6 +205,9 @@ def test_judge_process_judges_as_the_judge_itself(trio):
         there = judge.score(conversations, texts)
         assert [v.score for v in there] == pytest.approx([v.score for v in here], abs=1e-4)
         assert judge.alive
+        for messages in (conversations[0], [{"role": "user", "content": "the " * 9000}]):
+            refused = [refuses(one, messages) for one in (trio.judge, judge)]
+            assert refused == [len(messages[0]["content"]) > 100] * 2
         os.kill(judge.pid, signal.SIGKILL)
         judge._child.join(WAIT_S)
         back = judge.score(conversations, texts)  # by the next one
