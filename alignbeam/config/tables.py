@@ -219,8 +219,10 @@ class ServerConfig(CheckedSettings):
         Ceilings.
     max_messages, max_body_bytes, max_header_bytes : int
         Ceilings of what is read at all.
-    max_connections : int
-        Connections at a time; what comes beyond is closed at once.
+    max_connections, max_connections_per_address : int
+        Connections at a time, and of one address (all clients, where they come through a proxy).
+        What comes beyond takes the place of a silent one, or is closed at once; probes
+        (``/health``, ``/ready``, ``/metrics``) have room of their own.
     head_timeout_s : float
         Seconds that a connection may stay without a whole request head, and a client may take to
         read the end of an answer.
@@ -277,6 +279,7 @@ class ServerConfig(CheckedSettings):
     max_body_bytes: Count = 1 << 20
     max_header_bytes: Count = 16_384
     max_connections: Count = 1024
+    max_connections_per_address: Count = 512
     head_timeout_s: Seconds = 30.0
     max_batch_cells: Count = 65_536
     max_queued: Count = 256

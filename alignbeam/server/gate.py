@@ -27,6 +27,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+#: What is answered on connections beyond the limit.
+PROBES = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 #: Characters of a path that the log keeps: whoever has no key must not fill the disk with it.
 _LOGGED_PATH = 200
@@ -106,6 +108,9 @@ class Gate:
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:19]) > self._config.max_body_bytes:
             raise _too_large(self._config.max_body_bytes)
+        if scope["state"].get("spare") and scope["path"] not in PROBES:
+            headers_of = {"retry-after": str(self._config.retry_after_s), "connection": "close"}
+            raise Problem(503, "overloaded", "All connections are in use.", headers=headers_of)
         if scope["path"] in OPEN_PATHS:
             return "anyone"
         self._check_origin(headers)

@@ -67,7 +67,7 @@ def web_config(server: Server) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=limited(config.max_connections, config.head_timeout_s),
+        http=limited(config),
         ws="none",
         h11_max_incomplete_event_size=_PARSER_HEADER_BYTES,
         timeout_graceful_shutdown=math.ceil(config.drain_s),

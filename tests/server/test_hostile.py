@@ -92,25 +92,6 @@ def test_answer_that_takes_longer_than_a_head_is_not_cut(pair):
         assert client.post("/v1/chat/completions", json=chat()).status_code == 200
 
 
-def test_connections_beyond_the_limit_are_closed_at_once(running):
-    held = [connect(running) for _ in range(4)]
-    try:
-        time.sleep(0.1)
-        with connect(running) as fifth:
-            assert seconds_until_closed(fifth) < 0.3
-    finally:
-        for raw in held:
-            raw.close()
-    deadline = time.monotonic() + 30
-    while True:
-        with running.client() as client:
-            try:
-                assert client.get("/v1/models").status_code == 200
-                return
-            except OSError:
-                assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize(
     ("header", "value", "status"),
     [
