@@ -13,7 +13,10 @@ from pathlib import Path
 from alignbeam.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_HASHED = re.compile(r"sha256:([0-9a-f]{64})\Z")
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+#: A hash, or what was meant to be one.
+_HASHED = re.compile(r"(?:(.*):\s+)?sha256\s*:\s*(.*)", re.IGNORECASE)
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 _MIN_LENGTH = 16
 ENVIRONMENT = "ALIGNBEAM_API_KEYS"
 
@@ -24,15 +27,16 @@ class Keys:
     Parameters
     ----------
     path : str or None
-        One ``key`` or ``name: key`` per line; ``#`` begins a comment. Read again when it changes,
-        so that keys are rotated without a restart.
+        One ``key`` or ``name: key`` per line, ``sha256:<hex>`` in place of a key; ``#`` begins a
+        comment, at the beginning or after a blank. A name may have several keys. Read again when it
+        changes, so that keys are rotated without a restart.
     environ : mapping or None
         ``ALIGNBEAM_API_KEYS`` of it, comma-separated; ``os.environ`` where None.
 
     Raises
     ------
     ConfigError
-        A file that cannot be read, or a key that is too short to be one.
+        A file that cannot be read, a key that is too short to be one, or a hash that is none.
     """
 
     def __init__(self, path: str | None = None, environ: Mapping[str, str] | None = None) -> None:
@@ -41,7 +45,7 @@ class Keys:
         lines = [part for part in given.split(",") if part.strip()]
         self._fixed = _parse(lines, ENVIRONMENT)
         self._stamp: tuple[int, int] | None = None
-        self._from_file: dict[str, bytes] = {}
+        self._from_file: list[tuple[str, bytes]] = []
         self._read_file()
 
     def __bool__(self) -> bool:
@@ -58,7 +62,7 @@ class Keys:
         self._read_file()
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
-        for name, known in (*self._fixed.items(), *self._from_file.items()):
+        for name, known in (*self._fixed, *self._from_file):
             if hmac.compare_digest(digest, known):
                 found = name
         return found
@@ -71,11 +75,11 @@ class Keys:
             stamp = (stat.st_mtime_ns, stat.st_size)
             if stamp == self._stamp:
                 return
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             if self._stamp is None:
                 raise ConfigError(f"cannot read the API keys in {self._path}: {error}") from error
-            self._from_file = {}  # the file went away: nobody is let in by it
+            self._from_file = []  # the file went away: nobody is let in by it
             return
         first = self._stamp is None
         self._stamp = stamp
@@ -86,24 +90,31 @@ class Keys:
                 raise
             # Which line was meant to be taken out cannot be known: nobody is let in by the file.
             _log.error("no key of the file is taken until it is mended: %s", error)
-            self._from_file = {}
+            self._from_file = []
 
 
-def _parse(lines: list[str], where: str) -> dict[str, bytes]:
-    keys: dict[str, bytes] = {}
+def _parse(lines: list[str], where: str) -> list[tuple[str, bytes]]:
+    """Return name and hash of each key; names may repeat, as they do while a key is changed."""
+    keys = []
     for number, line in enumerate(lines, start=1):
-        text = line.split("#", 1)[0].strip()
+        text = _COMMENT.sub("", line).strip()
         if not text:
             continue
+        hashed = _HASHED.fullmatch(text)
         name, colon, key = text.rpartition(": ")
+        if hashed is not None:
+            name, colon, key = hashed[1] or "", hashed[1] or "", hashed[2]
         name = name.strip() if colon else f"key-{number}"
-        hashed = _HASHED.match(key)
-        if hashed:
-            keys[name] = bytes.fromhex(hashed[1])
+        if hashed is not None:
+            if not _DIGEST.fullmatch(key):
+                raise ConfigError(
+                    f"{where}, key {number}: after sha256: there must be 64 hexadecimal digits"
+                )
+            keys.append((name, bytes.fromhex(key)))
             continue
         if len(key) < _MIN_LENGTH:
             raise ConfigError(
                 f"{where}, key {number}: a key needs at least {_MIN_LENGTH} characters"
             )
-        keys[name] = hashlib.sha256(key.encode()).digest()
+        keys.append((name, hashlib.sha256(key.encode()).digest()))
     return keys

@@ -164,3 +164,46 @@ def test_refused_requests_do_not_reach_the_models(running):
     steps = [line for line in before.splitlines() if line.startswith(b"alignbeam_decode_steps")]
     after = running.server.service.metrics.page().splitlines()
     assert all(line in after for line in steps if b"created" not in line)
+
+
+def keys_of(tmp_path, *lines):
+    path = tmp_path / "keys"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return Keys(str(path), environ={})
+
+
+def test_key_with_a_hash_sign_in_it_is_not_cut_in_silence(tmp_path):
+    keys = keys_of(tmp_path, f"alice: {KEY}#rest", f"{KEY}-2 # bob's", "#off", " # off")
+    assert keys.name_of(f"{KEY}#rest") == "alice"
+    assert keys.name_of(KEY) is None
+    assert keys.name_of(f"{KEY}-2") == "key-2"
+
+
+@pytest.mark.parametrize("spelling", ["sha256:{}", "SHA256:{}", "sha256: {}", "bob: sha256: {}"])
+@pytest.mark.parametrize("case", [str.lower, str.upper])
+def test_hashed_key_is_the_key_and_never_its_own_text(tmp_path, spelling, case):
+    digest = case(hashlib.sha256(KEY.encode()).hexdigest())
+    keys = keys_of(tmp_path, spelling.format(digest))
+    assert keys.name_of(KEY) == ("bob" if spelling.startswith("bob") else "key-1")
+    for text in (digest, f"sha256:{digest}", f" {digest}", spelling.format(digest)):
+        assert keys.name_of(text) is None
+
+
+@pytest.mark.parametrize("rest", ["", "abc", "0" * 63, "0" * 65, "g" * 64, "0" * 64 + " 1"])
+def test_hash_that_is_none_is_refused(tmp_path, rest):
+    for line in (f"sha256:{rest}", f"bob: sha256:{rest}", f"bob: sha256: {rest}"):
+        with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+            keys_of(tmp_path, line)
+
+
+def test_two_keys_of_one_name_both_open(tmp_path):
+    keys = keys_of(tmp_path, f"alice: {KEY}", f"alice: {KEY}-the-next")
+    assert [keys.name_of(k) for k in (KEY, f"{KEY}-the-next", f"{KEY}-none")] == [
+        "alice",
+        "alice",
+        None,
+    ]
+
+
+def test_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    assert keys_of(tmp_path, f"\ufeff{KEY}").name_of(KEY) == "key-1"
