@@ -18,7 +18,7 @@ from alignbeam.controller import AlignBeam, assemble
 from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.engine import Engine, out_of_memory
-from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
+from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable, UnsafeAnswer
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.result import Candidate
@@ -78,12 +78,10 @@ class Scheduler:
         # Owned by the decoding thread.
         self._engine = Engine(beam.target, beam.steering, self._clock, self._on_failure)
         self._active: dict[Request, Job] = {}
+        works = (self._decode, "alignbeam decode"), (self._desk.work, "alignbeam judge")
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
-            for work, name in (
-                (self._decode, "alignbeam decode"),
-                (self._desk.work, "alignbeam judge"),
-            )
+            for work, name in works
         ]
         for thread in self._threads:
             thread.start()
@@ -368,6 +366,8 @@ class Scheduler:
         among = range(len(candidates)) if job.chosen is None else [job.chosen]
         try:
             return select(candidates, job.request.config, among)
+        except UnsafeAnswer as error:  # over HTTP an error would be asked again, and cost as much
+            return Selection(None, str(error))
         except JudgeUnavailable:
             if not self._fail_open:
                 raise

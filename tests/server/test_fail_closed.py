@@ -201,6 +201,21 @@ def test_audit_log_on_a_full_disk_withholds_the_answer(pair, release):
         )
 
 
+@pytest.mark.parametrize("release", ["full", "chunked"])
+def test_policy_to_raise_is_a_refusal_over_http(pair, release):
+    beam = BeamConfig(mix_steps=4, beams=2, max_new_tokens=16, on_unsafe="raise")
+    unsafe = judge_of(lambda request, text: 4.0)
+    with serving(pair, unsafe, beam, release=release, chunk_tokens=2) as running:
+        said = ask(running)
+        assert said.status_code == 200
+        (choice,) = said.json()["choices"]
+        assert choice["finish_reason"] == "content_filter"
+        assert choice["message"]["content"] == beam.refusal_text
+        frames = frames_of(running)
+        assert frames[-1] is None
+        assert frames[-2]["choices"][0]["finish_reason"] == "content_filter"
+
+
 def test_failure_after_the_stream_began_is_an_error_frame_without_done(pair):
     entered, hold = threading.Event(), threading.Event()
 
