@@ -56,7 +56,8 @@ class BeamConfig(CheckedSettings):
         compares scores as they are.
     on_unsafe : {"refuse", "safest", "raise"}
         When no candidate passes: answer ``refusal_text``, return the lowest score all the same
-        (as far as it is a real verdict), or raise ``UnsafeAnswer``.
+        (as far as it is a real verdict), or raise ``UnsafeAnswer`` (which a server answers like
+        ``"refuse"``).
     refusal_text : str
         The fixed refusal.
     max_new_tokens : int
@@ -200,7 +201,7 @@ class ServerConfig(CheckedSettings):
         What ``/v1/models`` calls the protected target.
     api_keys_file : str or None
         One key per line, optionally ``name: key``; ``sha256:<hex>`` in place of a key keeps it
-        hashed. ``ALIGNBEAM_API_KEYS`` (comma-separated) adds to them.
+        hashed, and a name may have several. ``ALIGNBEAM_API_KEYS`` (comma-separated) adds to them.
     release : {"full", "chunked"}
         When streamed text leaves; see ``alignbeam.server.job.Release``.
     chunk_tokens : int
@@ -241,8 +242,12 @@ class ServerConfig(CheckedSettings):
         Audit log (JSONL). An answer that cannot be recorded does not leave.
     audit_text : bool
         Put prompts and answers into the audit log; else only their hashes.
+    audit_text_chars : int
+        Characters that it keeps of each text, and of a conversation.
     audit_max_bytes, audit_keep : int
         Size at which the log is rotated, and how many old ones are kept.
+    audit_client_bytes : int
+        What one client's answers may add to it within an hour; beyond, its requests are refused.
     shadow : bool
         The target answers alone; AlignBeam's verdict is only logged and counted.
     fail_open : bool
@@ -291,8 +296,10 @@ class ServerConfig(CheckedSettings):
     drain_s: Seconds = 25.0
     audit_file: str | None = None
     audit_text: bool = False
+    audit_text_chars: Count = 65_536
     audit_max_bytes: Count = 64 << 20
     audit_keep: Whole = 10
+    audit_client_bytes: Count = 128 << 20
     shadow: bool = False
     fail_open: bool = False
     playground: bool = False

@@ -14,13 +14,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from alignbeam.errors import ConfigError
 from alignbeam.result import Result
-from alignbeam.server.problems import AuditUnavailable
+from alignbeam.server.problems import AuditQuota, AuditUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,45 @@ _log = logging.getLogger(__name__)
 def text_hash(text: str) -> str:
     """Return the SHA-256 of a text, hexadecimal."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def hashed(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what the log keeps of texts that a client chose: hash and length, never the text."""
+    return [{"sha256": text_hash(text), "characters": len(text)} for text in texts]
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text, or its beginning and how much is missing."""
+    return text if len(text) <= most else f"{text[:most]}[... {len(text) - most} more]"
+
+
+class Quota:
+    """How much one client's records may add to the log, so that no client can flush it.
+
+    What was added is forgotten at an even pace, all of ``bytes_per_hour`` in an hour.
+    """
+
+    def __init__(self, bytes_per_hour: int) -> None:
+        self._most = bytes_per_hour
+        self._added: dict[str, tuple[float, float]] = {}  # bytes, and when they were so many
+
+    def add(self, client: str, size: int) -> None:
+        """Count a record that was written."""
+        self._added[client] = (self._level(client) + size, time.monotonic())
+
+    def check(self, client: str) -> None:
+        """Refuse a client that has added too much.
+
+        Raises
+        ------
+        AuditQuota
+        """
+        if self._level(client) >= self._most:
+            raise AuditQuota("your requests fill the audit log too fast; come again later")
+
+    def _level(self, client: str) -> float:
+        size, then = self._added.get(client, (0.0, 0.0))
+        return max(0.0, size - (time.monotonic() - then) * self._most / 3600)
 
 
 class AuditLog:
@@ -60,8 +99,8 @@ class AuditLog:
         self._size = os.fstat(self._fd).st_size
         self._cut_torn_line()
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record.
+    def write(self, record: Mapping[str, Any]) -> int:
+        """Append one record; its size in bytes.
 
         Raises
         ------
@@ -84,6 +123,7 @@ class AuditLog:
                 _log.error("the audit log took only a part of a record")
                 raise AuditUnavailable("audit log: the disk is full")
             self._size += written
+            return written
 
     def close(self) -> None:
         """Close the file; what was written is brought to the disk."""
@@ -122,8 +162,11 @@ class AuditLog:
         self._fd, self._size = fresh, 0
 
 
-def candidates_of(result: Result, *, text: bool) -> list[dict[str, Any]]:
-    """Return what the log keeps of each candidate: scores and hashes; if asked, the texts too."""
+def candidates_of(result: Result, *, text: bool, most: int) -> list[dict[str, Any]]:
+    """Return what the log keeps of each candidate: scores and hashes; if asked, the texts too.
+
+    Of each text ``most`` characters are kept.
+    """
     kept = []
     for candidate in result.candidates:
         told = candidate.full(digits=6)
@@ -135,7 +178,8 @@ def candidates_of(result: Result, *, text: bool) -> list[dict[str, Any]]:
             "failure": candidate.failure,
         }
         if text:  # a judge's own words may quote what it judged
-            entry["text"] = candidate.judged_text
-            entry["error"] = told["verdict"] and told["verdict"]["error"]
+            entry["text"] = cut(candidate.judged_text, most)
+            error = told["verdict"] and told["verdict"]["error"]
+            entry["error"] = error and cut(error, most)
         kept.append(entry)
     return kept

@@ -6,7 +6,7 @@ import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from alignbeam.config import BeamConfig, ServerConfig
 from alignbeam.errors import PromptError
@@ -16,6 +16,9 @@ from alignbeam.server.openai_requests import AlignBeamFields, ChatRequest, Compl
 from alignbeam.server.problems import Problem
 
 Messages = list[Message]
+
+#: Longest stop string: each is looked for after every token of every beam.
+_STOP_CHARACTERS: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,9 @@ class Planner:
             raise _over("stop", config.max_stops)
         if any(not stop for stop in request.stops):
             raise Problem(400, "invalid_value", "stop: empty strings end nothing", "stop")
+        if any(len(stop) > _STOP_CHARACTERS for stop in request.stops):
+            what = f"stop: at most {_STOP_CHARACTERS} characters each"
+            raise Problem(400, "invalid_value", what, "stop")
         if limit is not None and limit > config.max_tokens:
             raise _over("max_tokens", config.max_tokens)
         extension = request.alignbeam or AlignBeamFields()

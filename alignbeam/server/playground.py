@@ -6,6 +6,7 @@ why an operator must ask for it; the page and its route stand behind the same ga
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from alignbeam.config.tables import MAX_BEAMS
 from alignbeam.server.openai_replies import explanation
+from alignbeam.server.openai_requests import AlignBeamFields, ChatRequest
+from alignbeam.server.replies import while_there
 from alignbeam.server.service import Service
 
 _PAGE = Path(__file__).with_name("playground.html")
@@ -30,10 +34,21 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     prompt: Annotated[str, Field(min_length=1)]
-    alpha: Annotated[float, Field(ge=0, le=1)]
-    mix_steps: Annotated[int, Field(ge=1)]
-    beams: Annotated[int, Field(ge=1)]
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    mix_steps: Annotated[int, Field(ge=1)] | None = None
+    beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] | None = None
     max_tokens: Annotated[int, Field(ge=1)]
+
+
+def limits(service: Service) -> dict[str, tuple[float, float, float]]:
+    """Return what the page's sliders may say: the lowest and highest value, and the operator's."""
+    own, config = service.beam.config, service.config
+    found = {}
+    for name, (low, high) in service.plan.bounds.items():
+        value = getattr(own, name)
+        found[name] = (low, high, value) if name in config.allow else (value, value, value)
+    most = min(256, config.max_tokens)
+    return {**found, "max_tokens": (min(8, most), most, min(64, most))}
 
 
 def add_routes(
@@ -42,7 +57,7 @@ def add_routes(
     read: Callable[[Request, type[Question]], Awaitable[Question]],
 ) -> None:
     """Serve the page, and what it asks."""
-    page = _PAGE.read_bytes()
+    page = _PAGE.read_text(encoding="utf-8").replace("/*limits*/", json.dumps(limits(service)))
 
     async def show() -> Response:
         headers = {"content-security-policy": _POLICY, "cache-control": "no-store"}
@@ -50,15 +65,20 @@ def add_routes(
 
     async def ask(request: Request) -> dict[str, Any]:
         asked = await read(request, Question)
-        tokens = min(asked.max_tokens, service.config.max_tokens)
-        overrides: dict[str, Any] = {
-            name: min(max(getattr(asked, name), low), high)
-            for name, (low, high) in service.plan.bounds.items()
-        }
-        overrides["mix_steps"] = min(overrides["mix_steps"], tokens)
-        overrides |= {"max_new_tokens": tokens, "wishes": 1}
-        messages = [{"role": "user", "content": asked.prompt}]
-        bare, full = await service.compare(messages, overrides, request.state.client)
+        plan = service.plan.chat(
+            ChatRequest(
+                model=service.config.model_name,
+                messages=[{"role": "user", "content": asked.prompt}],
+                max_tokens=asked.max_tokens,
+                alignbeam=AlignBeamFields(
+                    alpha=asked.alpha, mix_steps=asked.mix_steps, beams=asked.beams
+                ),
+            )
+        )
+        state = request.state
+        compared = service.compare(plan, request_id=state.request_id, client=state.client)
+        bare, full = await while_there(request, compared)
+        service.metrics.requests.labels(request.url.path, 200).inc()
         return {
             "target": bare.result.text,
             "text": full.result.text,

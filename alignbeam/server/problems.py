@@ -33,6 +33,10 @@ class AuditUnavailable(AlignBeamError, RuntimeError):
     """The audit record cannot be written, so the answer must not leave."""
 
 
+class AuditQuota(AlignBeamError, RuntimeError):
+    """A client's records would push the others' out of the audit log."""
+
+
 @dataclass(eq=False)
 class Problem(Exception):
     """A reply that is an error.
@@ -71,6 +75,7 @@ class Problem(Exception):
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
+    429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",
 }
@@ -81,6 +86,7 @@ _KNOWN: tuple[tuple[type[AlignBeamError], int, str], ...] = (
     (PromptError, 400, "invalid_prompt"),
     (ConfigError, 400, "invalid_value"),
     (Overloaded, 503, "overloaded"),
+    (AuditQuota, 429, "audit_quota"),
     (Draining, 503, "shutting_down"),
     (JudgeUnavailable, 503, "judge_unavailable"),
     (AuditUnavailable, 503, "audit_unavailable"),
@@ -104,7 +110,7 @@ def problem_of(error: BaseException, retry_after_s: int, field: str | None = Non
     for kind, status, code in _KNOWN:
         if isinstance(error, kind):
             message = _SPOKEN.get(code, str(error))
-            headers = {"retry-after": str(retry_after_s)} if status == 503 else {}
+            headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else {}
             if not isinstance(error, PromptError):
                 field = None
             elif kind is PromptError:

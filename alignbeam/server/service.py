@@ -17,7 +17,7 @@ from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
 from alignbeam.decoding.beam import Request
 from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
-from alignbeam.server.audit import AuditLog, candidates_of, text_hash
+from alignbeam.server.audit import AuditLog, Quota, candidates_of, cut, hashed, text_hash
 from alignbeam.server.canaries import check_canaries
 from alignbeam.server.job import Delivery, Release, Ticket
 from alignbeam.server.metrics import Metrics
@@ -60,7 +60,7 @@ class Service:
         check_canaries(beam.judge, beam.config.threshold)
         self.beam, self.config, self.metrics = beam, config, Metrics()
         self.plan = Planner(beam.config, config)
-        self._audit = audit
+        self._audit, self._quota = audit, Quota(config.audit_client_bytes)
         self._fingerprint = beam.bridge.fingerprint
         self.scheduler = Scheduler(
             beam,
@@ -96,6 +96,7 @@ class Service:
             loop.call_soon_threadsafe(on_event, Event(index, text=text))
 
         try:
+            self._quota.check(client)
             requests: list[Request] = []
             each = len(plan.prompts) // plan.distinct
             for start in range(0, len(plan.prompts), each):
@@ -159,9 +160,11 @@ class Service:
             _log.error("shadow: %s", error)
 
     async def compare(
-        self, messages: Messages, overrides: dict[str, Any], client: str
+        self, plan: RequestPlan, *, request_id: str, client: str
     ) -> tuple[Delivery, Delivery]:
         """Return the target's own answer, judged by no one, and AlignBeam's. For the playground.
+
+        Both are on record before they are returned.
 
         Raises
         ------
@@ -169,13 +172,19 @@ class Service:
             Either cannot be had.
         """
         tickets: list[Ticket] = []
+        (messages,), (overrides,) = plan.prompts, plan.overrides
         try:
+            self._quota.check(client)
             alone = self._alone(overrides)
             tickets.append(await self._submit(messages, alone, client, "bare"))
             tickets.append(await self._submit(messages, overrides, client, "full"))
             bare, full = [await asyncio.wrap_future(t.future) for t in tickets]
+            for kind, answer in (("target alone", bare), ("answer", full)):
+                who = {"request_id": request_id, "client": client}
+                await self.record(kind, messages, overrides, answer, **who)
+                self.metrics.on_answer(answer)
         except AlignBeamError as error:
-            raise self.problem(error) from error
+            raise self.problem(error, plan.field) from error
         finally:
             for ticket in tickets:
                 ticket.cancel()
@@ -215,18 +224,24 @@ class Service:
             "client": client,
             "model": self.config.model_name,
             "bridge": self._fingerprint,
-            "settings": settings,
+            "settings": {**settings, "stop": hashed(settings["stop"])},
             "prompt_sha256": text_hash("\n".join(m["content"] for m in messages)),
             "chosen": result.chosen,
             "reason": result.reason,
             "finish_reason": result.finish_reason,
             "fail_open": answer.fail_open,
-            "candidates": candidates_of(result, text=self.config.audit_text),
+            "candidates": candidates_of(
+                result, text=self.config.audit_text, most=self.config.audit_text_chars
+            ),
         }
         if self.config.audit_text:
-            entry["messages"] = messages
-            entry["text"] = result.text
-        await asyncio.to_thread(self._audit.write, entry)
+            left = self.config.audit_text_chars
+            entry["text"] = cut(result.text, left)
+            entry["messages"] = []
+            for message in messages:
+                entry["messages"].append({**message, "content": cut(message["content"], left)})
+                left = max(0, left - len(message["content"]))
+        self._quota.add(client, await asyncio.to_thread(self._audit.write, entry))
 
     async def record_piece(self, text: str, *, request_id: str, client: str) -> None:
         """Write down that a piece of a chunked answer leaves.
@@ -245,8 +260,8 @@ class Service:
             "sha256": text_hash(text),
         }
         if self.config.audit_text:
-            entry["text"] = text
-        await asyncio.to_thread(self._audit.write, entry)
+            entry["text"] = cut(text, self.config.audit_text_chars)
+        self._quota.add(client, await asyncio.to_thread(self._audit.write, entry))
 
     def problem(self, error: BaseException, field: str | None = None) -> Problem:
         """Turn the failure of a job into a reply, and count it; ``field`` held the prompt."""

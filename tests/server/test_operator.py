@@ -6,11 +6,13 @@ import hashlib
 import io
 import json
 import logging
+import os
+import re
 import threading
 import time
 
 import pytest
-from serving import chat, judge_of, serving
+from serving import OTHER, chat, judge_of, serving
 from tiny_models import random_pair
 
 from alignbeam import BeamConfig
@@ -238,15 +240,118 @@ def test_request_can_only_strengthen_what_the_operator_set(pair):
         assert client.post(ask, json=chat(alignbeam=WEAKER)).status_code == 200
 
 
-def test_playground_weakens_nothing_either(pair):
+def test_playground_refuses_by_name_what_the_operator_does_not_let_it_set(pair):
+    asked = {"prompt": "Hello!", "max_tokens": 12}
+    beyond = [("alpha", 0), ("mix_steps", 1), ("beams", 1), ("mix_steps", 65)]
     with serving(pair, playground=True) as running, running.client() as client:
-        asked = {"prompt": "Hello!", "max_tokens": 12}
-        weak = client.post("/playground", json={**asked, "alpha": 0, "mix_steps": 1, "beams": 1})
+        for name, value in beyond:
+            said = client.post("/playground", json={**asked, name: value})
+            assert (said.status_code, said.json()["error"]["param"]) == (400, f"alignbeam.{name}")
+        said = client.post("/playground", json={**asked, "max_tokens": 10_000})
+        assert (said.status_code, said.json()["error"]["param"]) == (400, "max_tokens")
         own = running.server.service.beam.config
-        same = {"alpha": own.alpha, "mix_steps": own.mix_steps, "beams": own.beams}
-        strong = client.post("/playground", json={**asked, **same})
-        assert weak.json()["text"] == strong.json()["text"]
-        assert len(weak.json()["alignbeam"]["candidates"]) == own.beams
+        plain = client.post("/playground", json=asked)
+        assert len(plain.json()["alignbeam"]["candidates"]) == own.beams
+    with serving(pair, playground=True, allow=["explain"]) as running, running.client() as client:
+        assert client.post("/playground", json={**asked, "alpha": 0.7}).status_code == 400
+        assert client.post("/playground", json=asked).status_code == 200
+
+
+def test_playground_page_says_what_may_be_set(pair):
+    floors = {"max_mix_steps": 9, "max_beams": 5, "max_tokens": 100, "allow": ["alpha", "beams"]}
+    with serving(pair, playground=True, **floors) as running, running.client() as client:
+        page = client.get("/").text
+    limits = json.loads(re.search(r"const limits = (.*);", page)[1])
+    assert limits == {
+        "alpha": [0.5, 1.0, 0.5],
+        "mix_steps": [4, 4, 4],
+        "beams": [2, 5, 2],
+        "max_tokens": [8, 100, 64],
+    }
+
+
+def test_playground_is_on_record_and_counted(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    settings = {"playground": True, "audit_file": str(path)}
+    with serving(pair, **settings) as running, running.client() as client:
+        asked = {"prompt": "Hello!", "max_tokens": 12}
+        said = client.post("/playground", json=asked, headers={"x-request-id": "p1"}).json()
+        client.post("/playground", json={**asked, "alpha": 0})
+        page = client.get("/metrics").text
+    bare, full = lines_of(path)
+    assert (bare["kind"], full["kind"]) == ("target alone", "answer")
+    for record, text in ((bare, said["target"]), (full, said["text"])):
+        assert (record["request_id"], record["client"]) == ("p1", "key-1")
+        assert hashlib.sha256(text.encode()).hexdigest() in {
+            c["sha256"] for c in record["candidates"]
+        }
+    assert bare["settings"]["beams"] == 1
+    assert 'alignbeam_requests_total{route="/playground",status="200"} 1.0' in page
+    assert 'alignbeam_requests_total{route="/playground",status="400"} 1.0' in page
+    assert "alignbeam_request_seconds_count 2.0" in page
+
+
+def test_playground_lets_nothing_out_that_cannot_be_recorded(pair):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full: not Linux")
+    settings = {"playground": True, "audit_file": "/dev/full"}
+    with serving(pair, **settings) as running, running.client() as client:
+        said = client.post("/playground", json={"prompt": "Hello!", "max_tokens": 12})
+    assert (said.status_code, set(said.json())) == (503, {"error"})
+
+
+def test_audit_log_keeps_hash_and_length_of_stop_strings_and_does_not_grow_by_them(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    stops = ["a private stop", "\u4f60" * 500]
+    with serving(pair, audit_file=str(path)) as running, running.client() as client:
+        body = chat("x" * 300, stop=stops, n=8)
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+    records = lines_of(path)
+    assert len(records) == 8
+    assert records[0]["settings"]["stop"] == [
+        {"sha256": hashlib.sha256(stop.encode()).hexdigest(), "characters": len(stop)}
+        for stop in stops
+    ]
+    assert "private" not in path.read_text()
+    assert path.stat().st_size < 8 * 3000
+
+
+def test_stop_strings_that_no_answer_can_hold_are_refused(pair):
+    with serving(pair) as running, running.client() as client:
+        said = client.post("/v1/chat/completions", json=chat(stop=["a", "b" * 513]))
+        assert (said.status_code, said.json()["error"]["param"]) == (400, "stop")
+
+
+def test_audit_log_cuts_long_texts(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    settings = {"audit_file": str(path), "audit_text": True, "audit_text_chars": 20}
+    with serving(pair, **settings) as running, running.client() as client:
+        client.post("/v1/chat/completions", json=chat("word " * 40))
+    (record,) = lines_of(path)
+    assert record["messages"][0]["content"] == "word " * 4 + "[... 180 more]"
+    assert record["prompt_sha256"] == hashlib.sha256(("word " * 40).encode()).hexdigest()
+    assert all(len(c["text"]) < 40 for c in record["candidates"])
+
+
+def test_audit_log_cannot_be_flushed_by_one_client(pair, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    ask = "/v1/chat/completions"
+    settings = {"audit_file": str(path), "audit_client_bytes": 4000, "playground": True}
+    with (
+        serving(pair, **settings) as running,
+        running.client() as client,
+        running.client(OTHER) as other,
+    ):
+        said = [client.post(ask, json=chat()) for _ in range(8)]
+        assert said[0].status_code == 200
+        assert (said[-1].status_code, said[-1].json()["error"]["code"]) == (429, "audit_quota")
+        assert int(said[-1].headers["retry-after"]) >= 1
+        question = {"prompt": "Hello!", "max_tokens": 12}
+        assert client.post("/playground", json=question).status_code == 429
+        assert other.post(ask, json=chat()).status_code == 200
+    by = [r["client"] for r in lines_of(path)]
+    assert by.count("key-1") == sum(one.status_code == 200 for one in said)
+    assert by.count("key-2") == 1
 
 
 def test_pieces_of_a_text_make_the_text():
@@ -266,13 +371,14 @@ def test_queue_full_is_503_at_once_in_openai_shape(pair):
 
     # One job of eight beams fills the batch, the next one the line.
     beam = BeamConfig(mix_steps=2, beams=2, max_new_tokens=32)
-    with serving(pair, judge_of(wait), beam, max_batch_cells=480, max_queued=1,
+    with serving(pair, judge_of(wait), beam, max_batch_cells=480, max_queued=1, client_share=1,
                  chunk_tokens=2, retry_after_s=7, judge_timeout_s=600) as running:  # fmt: skip
         scheduler = running.server.service.scheduler
-        tickets = [scheduler.submit("Hello!", {"beams": 8}, release="chunked")]
+        first = {"client": "key-1", "release": "chunked"}
+        tickets = [scheduler.submit("Hello!", {"beams": 8}, **first)]
         while scheduler.queued:
             time.sleep(0.01)
-        tickets.append(scheduler.submit("Hello!", {"beams": 8}))
+        tickets.append(scheduler.submit("Hello!", {"beams": 8}, client="key-1"))
         with running.client() as client:
             said = client.post("/v1/chat/completions", json=chat())
         assert (said.status_code, said.json()["error"]["code"]) == (503, "overloaded")
