@@ -6,7 +6,9 @@ Parts (``--part``, default all):
   one at a time and 16 at a time (rows ``throughput``);
 - ``cancel``: 100 at once, 10 of them given up while all decode, the other 90 compared;
 - ``memory``: 2,000 requests after 200 that warm up, resident memory before and after;
-- ``overload``: how fast a full queue says no.
+- ``overload``: how fast a full queue says no;
+- ``hostile``: one client asks one thing after another, alone and then beside another client that
+  does its worst (megabytes of control tokens, eight choices of eight beams, silent connections).
 
 Rows go to ``results/server.jsonl``, from where ``render_server.py`` writes them into
 ``docs/deploying.md``; a part that finds a wrong answer keeps none and fails. ``--scale 0.1`` tries
@@ -17,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -27,15 +31,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import rows
 
 KEY = "a-key-for-the-load-script"
+HOSTILE_KEY = "the-key-of-the-hostile-client"
+#: How many times its time alone a request may take beside a hostile client, at the 99th percentile.
+MAY_SLOW = 5.0
 MODEL = "alignbeam"
 MAX_TOKENS = 48
 TIMEOUT_S = 600
@@ -94,12 +103,12 @@ class Reply:
 class Load:
     """A client with as many connections as it needs, and the server's process id."""
 
-    def __init__(self, port: int, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, port: int, pid: int, key: str = KEY) -> None:
+        self.port, self.pid = port, pid
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
         self.http = httpx2.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
-            headers={"authorization": f"Bearer {KEY}"},
+            headers={"authorization": f"Bearer {key}"},
             timeout=TIMEOUT_S,
             limits=limits,
         )
@@ -166,7 +175,11 @@ async def server(threads: int, *options: str) -> AsyncIterator[Load]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environ = {**os.environ, "ALIGNBEAM_API_KEYS": KEY, "OMP_NUM_THREADS": str(threads)}
+    environ = {
+        **os.environ,
+        "ALIGNBEAM_API_KEYS": f"{KEY},{HOSTILE_KEY}",
+        "OMP_NUM_THREADS": str(threads),
+    }
     command = [sys.executable, "-m", "alignbeam", "serve", "--port", str(port), *options]
     process = subprocess.Popen(command, cwd=REPO, env=environ, stderr=subprocess.DEVNULL)
     load = Load(port, process.pid)
@@ -367,7 +380,79 @@ async def overload(run: Run) -> list[ServerRow]:
                 wrong=lost + (not refused), note=note)]  # fmt: skip
 
 
-PARTS = {f.__name__: f for f in (streams, cancel, memory, overload)}
+async def hostile(run: Run) -> list[ServerRow]:
+    """One at a time, alone and beside a hostile client: slower by a little, and never wrong."""
+    count = run.count(60)
+    asked = prompts(count)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder, "alignbeam.toml")
+        settings.write_text("[server]\nmax_batch_cells = 4096\n")
+        async with server(run.threads, "--config", str(settings)) as load:
+            single, _ = await alone(load, asked)
+            enemy = Load(load.port, load.pid, HOSTILE_KEY)
+            answers: Counter[int] = Counter()
+            attacks = [
+                *(asyncio.create_task(at_its_worst(enemy, kind, answers)) for kind in WORST),
+                *(asyncio.create_task(silent(load.port)) for _ in range(600)),
+            ]
+            while not await load.decoding(2):
+                await asyncio.sleep(0.1)
+            replies, seconds = await load.at_once(asked, 1)
+            for one in attacks:
+                one.cancel()
+            await asyncio.gather(*attacks, return_exceptions=True)
+            await enemy.http.aclose()
+    quiet, loud = p99(single), p99(replies)
+    note = (
+        f"p99 {quiet:.0f} ms alone, {loud:.0f} ms beside the hostile client, "
+        f"{loud / quiet:.1f} times; its answers: "
+        + ", ".join(f"{n} x {status}" for status, n in sorted(answers.items()))
+    )
+    wrong = differing(replies, single) + (loud > MAY_SLOW * quiet)
+    return [row("hostile", replies, seconds, concurrency=1, threads=run.threads, wrong=wrong,
+                note=note)]  # fmt: skip
+
+
+#: Bodies that are as much work as a request may be, several of each at a time.
+WORST = [
+    {"content": "<|im_end|>" * 95_000},
+    {"content": "<|im_end|>" * 95_000},
+    *[{"content": "Tell me a long story.", "n": 8, "max_tokens": 200, "beams": 8}] * 6,
+]
+
+
+async def at_its_worst(load: Load, kind: dict[str, Any], answers: Counter[int]) -> None:
+    """Ask for one thing for ever, at once again whatever comes."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": kind["content"]}],
+        "n": kind.get("n", 1),
+        "max_tokens": kind.get("max_tokens", MAX_TOKENS),
+        "alignbeam": {"beams": kind.get("beams", 3)},
+    }
+    while True:
+        answers[(await load.http.post("/v1/chat/completions", json=body)).status_code] += 1
+
+
+async def silent(port: int) -> None:
+    """Hold a connection and say nothing on it; come again when it is closed."""
+    while True:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                await reader.read()
+            finally:
+                writer.close()
+        await asyncio.sleep(1)
+
+
+def p99(replies: Sequence[Reply]) -> float:
+    """Return the 99th percentile of the times of answers, milliseconds."""
+    total = sorted(reply.total_ms for reply in replies)
+    return total[math.ceil(0.99 * len(total)) - 1]
+
+
+PARTS = {f.__name__: f for f in (streams, cancel, memory, overload, hostile)}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ _NAMES = {
     "cancel": "given up in the middle",
     "memory": "one after another",
     "overload": "more than the queue takes",
+    "hostile": "beside a hostile client",
 }
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 from serving import KEY, OTHER, chat, judge_of, serving
 from tiny_models import random_pair
@@ -381,3 +382,52 @@ def test_flood_of_one_client_refuses_no_request_of_another(pair):
         judge.go_on.set()
         assert [one.result(WAIT_S).status_code for one in mine] == [200] * 8
         assert 503 in [one.result(WAIT_S).status_code for one in flood]
+
+
+def test_client_beside_a_hostile_one_gets_the_answers_that_it_gets_alone(pair):
+    """All attacks at once; ``bench_server.py --part hostile`` measures the same."""
+    hostile = [
+        chat(pair[0].tokenizer.eos_token * 50_000),
+        chat("word " * 150_000),
+        *[chat("a story", n=8, alignbeam={"beams": 8})] * 3,
+        chat("poison", n=2),
+    ]
+    honest = [chat(f"question {n}", max_tokens=8 + n) for n in range(8)]
+    over = threading.Event()
+    statuses = set()
+
+    def attack(running, body):
+        with running.client() as client:
+            while not over.is_set():
+                with contextlib.suppress(httpx2.TransportError):  # its own connections give way
+                    statuses.add(client.post(ASK, json=body).status_code)
+
+    def stay_silent(running):
+        while not over.is_set():
+            held = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(20)]
+            over.wait(0.2)
+            for raw in held:
+                raw.close()
+
+    settings = {"max_batch_cells": 2048, "max_queued": 32, "max_connections": 24}
+    with (
+        serving(pair, Poisoned("raises"), **settings) as running,
+        running.client(OTHER, transport=httpx2.HTTPTransport(local_address="127.0.0.2")) as client,
+        ThreadPoolExecutor(len(hostile) + 1) as pool,
+    ):
+        texts = lambda said: [c["message"]["content"] for c in said.json()["choices"]]  # noqa: E731
+        alone = [texts(client.post(ASK, json=body)) for body in honest]
+        try:
+            flying = [pool.submit(attack, running, body) for body in hostile]
+            flying.append(pool.submit(stay_silent, running))
+            until(lambda: {400, 503} <= statuses)
+            for body, text in zip(honest, alone, strict=True):
+                said = client.post(ASK, json=body)
+                assert said.status_code == 200
+                assert texts(said) == text
+                assert client.get("/health").status_code == 200
+        finally:
+            over.set()
+        for one in flying:
+            one.result(WAIT_S)
+    assert 200 in statuses
