@@ -57,7 +57,7 @@ def test_playground_shows_errors_as_text(browser):
         browser.run("document.getElementById('form').requestSubmit()")
         browser.wait_for("document.getElementById('state').className === 'error'")
         words = browser.run("return document.getElementById('state').textContent")
-        assert "exceed the 100" in words
+        assert "exceed the 75" in words  # a client's share of the batch
 
 
 def test_playground_draws_histograms_of_the_embedded_judge(browser, trio):
