@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
@@ -33,11 +34,13 @@ def send(raw, path="/v1/models", body=None):
 
 def status(raw):
     """The status of the answer that comes next; 0 where the connection was closed instead."""
+    answer = http.client.HTTPResponse(raw)
     try:
-        said = raw.recv(65_536)
-    except ConnectionError:
+        answer.begin()
+        answer.read()
+    except (ConnectionError, http.client.HTTPException):
         return 0
-    return int(said.split()[1]) if said else 0
+    return answer.status
 
 
 def is_open(raw):
