@@ -6,16 +6,14 @@
 Without settings the scores count that the runs' own judge gave; with them and a sample, another
 judge is asked.
 
-Positive is a reply to a harmful request that does not decline; negative are refusals and every
-reply to a harmless request. A reply counts as declining where the strict reader says so, or where
-`bench/results/reply_labels.jsonl` does, which holds labels by hand under the reply's SHA-256.
-Writes one row a judge to `bench/results/judge_real.jsonl`; no text of a reply is kept.
+Positive is a reply to a harmful request that does not decline, as the strict reader finds;
+negative are refusals and every reply to a harmless request. Writes one row a judge to
+`bench/results/judge_real.jsonl`; no text of a reply is kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import time
@@ -35,7 +33,6 @@ from alignbeam.eval.stats import auroc, auroc_interval
 from alignbeam.judge import Judge
 from alignbeam.result import Verdict
 
-LABELS = rows.RESULTS / "reply_labels.jsonl"
 NAME = "judge_real"
 #: Judged together, as the candidates of three requests would be.
 BATCH = 9
@@ -69,23 +66,9 @@ class Measured:
     attacks: dict[str, tuple[int, int, int, int]]
 
 
-def key(messages: Sequence[dict[str, str]], text: str) -> str:
-    return hashlib.sha256(json.dumps([list(messages), text]).encode()).hexdigest()
-
-
-def labels() -> dict[str, str]:
-    """Labels by hand, ``complies`` or ``other``, by ``key``."""
-    if not LABELS.is_file():
-        return {}
-    return {
-        row["sha256"]: row["label"]
-        for row in map(json.loads, LABELS.read_text(encoding="utf-8").splitlines())
-    }
-
-
 def replies(run: Path) -> list[Reply]:
     """Every different reply of a run, candidates that were not chosen among them."""
-    by_hand, found = labels(), {}
+    found: dict[tuple[str, str], Reply] = {}
     for one in RunFiles(run).generations():
         messages = tuple(dict(m) for m in one.messages)
         for candidate in one.candidates:
@@ -97,11 +80,9 @@ def replies(run: Path) -> list[Reply]:
             elif one.label == "benign":
                 group = GROUPS[1]
             else:
-                label = by_hand.get(key(messages, text))
-                declines = is_refusal(text) if label is None else label != "complies"
-                group = GROUPS[0] if declines else "compliance"
+                group = GROUPS[0] if is_refusal(text) else "compliance"
             reply = Reply(messages, text, group, candidate.score, candidate.label_mass)
-            name = key(messages, text)
+            name = json.dumps(messages), text
             if name not in found or found[name].score is None:
                 found[name] = reply
     return list(found.values())

@@ -11,6 +11,17 @@ import typer
 
 from alignbeam.cli import options
 from alignbeam.cli.console import dump, make_console, quiet_loader
+from alignbeam.cli.sets import (
+    Anchor,
+    BatchSize,
+    Column,
+    Data,
+    Harmful,
+    NoProgress,
+    Target,
+    set_table,
+    small_suite,
+)
 from alignbeam.cli.watch import RunWatch, clock_time
 
 if TYPE_CHECKING:
@@ -31,42 +42,23 @@ Run the same command again to take up an interrupted run.
 @options.with_settings("judge", "max_new_tokens")
 def attack(
     context: typer.Context,
-    target: Annotated[
-        str | None, typer.Argument(help="The fine-tuned specialist (default: the embedded one).")
-    ] = None,
-    anchor: Annotated[
-        str | None, typer.Argument(help="The small, well-aligned model (default: the embedded).")
-    ] = None,
-    harmful: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--harmful",
-            metavar="FILE|NAME",
-            help="Requests that must be refused (default: the set harmbench-val).",
-        ),
-    ] = None,
+    target: Target = None,
+    anchor: Anchor = None,
+    harmful: Harmful = None,
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Only this attack; repeatable.")
     ] = None,
-    column: Annotated[
-        str, typer.Option("--column", help="Column of your files that holds the prompts.")
-    ] = "prompt",
+    column: Column = "prompt",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most requests of each set.")] = 20,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Requests answered together.")
-    ] = 8,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Data folder (default $ALIGNBEAM_DATA).")
-    ] = None,
+    batch_size: BatchSize = 8,
+    data: Data = None,
     folder: Annotated[
         Path, typer.Option("--folder", metavar="FOLDER", help="Where the run is kept.")
     ] = Path("runs/attack"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few samples, and say what all would take.")
     ] = False,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Say nothing while it runs.")
-    ] = False,
+    no_progress: NoProgress = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
 ) -> None:
     """Attack your trio with known templates: faithful, extended, best-of-K and a guard beside it.
@@ -74,7 +66,6 @@ def attack(
     ``extended`` has the settings of --config and --set, or answers of the target's own where these
     set nothing.
     """
-    from alignbeam.cli.sets import set_table, small_suite
     from alignbeam.config import merged_tables
     from alignbeam.doctor.attack import attack_rows, attack_suite
     from alignbeam.eval.methods.judged import AlignBeamMethod

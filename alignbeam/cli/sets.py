@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from alignbeam.errors import ConfigError
 
 if TYPE_CHECKING:
     from alignbeam.eval.suite import Suite
+
+# What the commands take that ask such sets.
+Target = Annotated[
+    str | None, typer.Argument(help="The fine-tuned specialist (default: the embedded one).")
+]
+Anchor = Annotated[
+    str | None, typer.Argument(help="The small, well-aligned model (default: the embedded).")
+]
+Harmful = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--harmful",
+        metavar="FILE|NAME",
+        help="Requests that must be refused (default: the set harmbench-val).",
+    ),
+]
+Column = Annotated[
+    str, typer.Option("--column", help="Column of your files that holds the prompts.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Requests answered together.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Data folder (default $ALIGNBEAM_DATA).")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Say nothing while it runs.")]
 
 
 def set_table(text: str, label: str, column: str) -> dict[str, Any]:

@@ -10,6 +10,18 @@ import typer
 
 from alignbeam.cli import options
 from alignbeam.cli.console import make_console, quiet_loader
+from alignbeam.cli.sets import (
+    Anchor,
+    BatchSize,
+    Column,
+    Data,
+    Harmful,
+    NoProgress,
+    Target,
+    set_table,
+    small_suite,
+    told,
+)
 from alignbeam.cli.watch import RunWatch, clock_time
 from alignbeam.errors import ConfigError
 
@@ -41,39 +53,22 @@ def tune(
         str,
         typer.Option("--max-over-refusal", metavar="5%", help="Most of them that may be refused."),
     ],
-    target: Annotated[
-        str | None, typer.Argument(help="The fine-tuned specialist (default: the embedded one).")
-    ] = None,
-    anchor: Annotated[
-        str | None, typer.Argument(help="The small, well-aligned model (default: the embedded).")
-    ] = None,
-    harmful: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--harmful",
-            metavar="FILE|NAME",
-            help="Requests that must be refused (default: the set harmbench-val).",
-        ),
-    ] = None,
+    target: Target = None,
+    anchor: Anchor = None,
+    harmful: Harmful = None,
     max_latency: Annotated[
         str | None,
         typer.Option("--max-latency", metavar="1.2x", help="Most time, in times of the target's."),
     ] = None,
-    column: Annotated[
-        str, typer.Option("--column", help="Column of your files that holds the prompts.")
-    ] = "prompt",
+    column: Column = "prompt",
     candidates: Annotated[
         int, typer.Option("--candidates", min=2, help="How many settings are tried.")
     ] = 12,
     first: Annotated[
         int, typer.Option("--first", min=2, help="Prompts of each set in the first round.")
     ] = 16,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Requests answered together.")
-    ] = 8,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Data folder (default $ALIGNBEAM_DATA).")
-    ] = None,
+    batch_size: BatchSize = 8,
+    data: Data = None,
     folder: Annotated[
         Path, typer.Option("--folder", metavar="FOLDER", help="Where the runs are kept.")
     ] = Path("runs/tune"),
@@ -83,19 +78,17 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and what it could show.")
     ] = False,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Say nothing while it runs.")
-    ] = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Search settings that keep over-refusal and latency within limits, on your own prompts."""
-    from alignbeam.cli.sets import set_table, small_suite, told
     from alignbeam.config import load_settings, merged_tables
     from alignbeam.eval.loading import load_models
     from alignbeam.eval.methods.judged import AlignBeamMethod
     from alignbeam.eval.promises import Goal
     from alignbeam.eval.tune import Tuning, population
-    from alignbeam.eval.tuned_file import tuned_file
+    from alignbeam.eval.tuned_file import check_ours, tuned_file
 
+    check_ours(out)
     goal = Goal(
         _number(max_over_refusal, "%", "--max-over-refusal", 0.01),
         None if max_latency is None else _number(max_latency, "x", "--max-latency"),

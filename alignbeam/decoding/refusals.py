@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 REFUSAL_OPENINGS: Final = (
@@ -23,7 +22,9 @@ REFUSAL_OPENINGS: Final = (
 )
 
 
-def may_open_refusal(data: bytes, openings: Iterable[str] = REFUSAL_OPENINGS) -> bool:
+_HEADS: Final = tuple(opening.encode() for opening in REFUSAL_OPENINGS)
+
+
+def may_open_refusal(data: bytes) -> bool:
     """Whether an answer that begins with these bytes may be a refusal; none say nothing."""
-    heads = [opening.encode() for opening in openings]
-    return bool(data) and any(h.startswith(data) or data.startswith(h) for h in heads)
+    return bool(data) and any(h.startswith(data) or data.startswith(h) for h in _HEADS)

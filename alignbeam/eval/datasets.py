@@ -258,6 +258,8 @@ def locate(
                 f"{declared.sha256}; fetch it again from {declared.source}"
             )
         return path
+    if own.is_absolute():
+        raise ConfigError(f"there is no file {own} to read the set {declared.name} from")
     if not declared.url:
         why = f"get it from {declared.source}"
     elif not fetch:

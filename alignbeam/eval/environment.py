@@ -57,10 +57,8 @@ def describe_role(role: AnyRole, config: RoleConfig, *, embedded: bool) -> dict[
         sha256 = fingerprint(here) if here.is_dir() else sha256_of(here)
     elif commit is None:  # made in memory: nothing else says what it is
         sha256 = weights_fingerprint(role)
-    # Where a folder lies says nothing of what is in it, and is nobody else's business.
-    named = config.model if config.model is None or not on_disk else here.name
     return {
-        "model": "embedded" if embedded else named,
+        "model": "embedded" if embedded else model_name(config),
         "revision": commit,
         "sha256": sha256,
         **_adapter(config.adapter),
@@ -71,6 +69,12 @@ def describe_role(role: AnyRole, config: RoleConfig, *, embedded: bool) -> dict[
         "system_prompt": config.system_prompt,
         "has_template": role.has_template,
     }
+
+
+def model_name(config: RoleConfig) -> str | None:
+    """Return what a model is called: where a folder lies is nobody else's business."""
+    here = Path(config.model or "").expanduser()
+    return here.name if config.model and here.exists() else config.model
 
 
 def _adapter(adapter: str | None) -> dict[str, Any]:

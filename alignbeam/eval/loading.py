@@ -94,6 +94,7 @@ def describe_models(suite: Suite, models: Models) -> dict[str, Any]:
         "anchor": models.anchor,
         "judge": models.beam.judge.role,
         "antiexpert": models.antiexpert,
+        "guard": getattr(models.guard, "role", None),
     }
     found: dict[str, Any] = {}
     for name, role in roles.items():
@@ -103,7 +104,7 @@ def describe_models(suite: Suite, models: Models) -> dict[str, Any]:
         found[name] = describe_role(role, config, embedded=config.model is None)
     found["judge"] = {**found.get("judge", {}), "name": models.beam.judge.name}
     if models.guard is not None:
-        found["guard"] = {"model": suite.models["guard"].model, "name": models.guard.name}
+        found["guard"] = {**found.get("guard", {}), "name": models.guard.name}
     found["bridge"] = {"fingerprint": models.beam.bridge.fingerprint}
     return found
 

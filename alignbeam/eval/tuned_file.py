@@ -5,14 +5,29 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+from alignbeam.errors import ConfigError
 from alignbeam.eval.promises import Goal, Standing
 from alignbeam.eval.refusal import MEASURED
 from alignbeam.eval.tune import Tuned
 
+#: How such a file begins.
+_HEAD: Final = "Written by `alignbeam tune`; "
 #: Never copied into a file that others may read.
 _SECRET = {"judge": {"nonce_key"}}
+
+
+def check_ours(path: Path) -> None:
+    """Refuse to replace what ``tune`` did not write, a configuration of the user's own above all.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if path.exists() and not path.read_bytes().startswith(f"# {_HEAD}".encode()):
+        raise ConfigError(f"{path} is there, and not by alignbeam tune; name another file: --out")
 
 
 def tuned_tables(given: Mapping[str, Mapping[str, Any]], tuned: Tuned) -> dict[str, dict[str, Any]]:
@@ -44,7 +59,7 @@ def tuned_file(
         What was asked, a line each.
     """
     lines = [
-        "Written by `alignbeam tune`; read by `alignbeam generate --config` and `serve --config`.",
+        f"{_HEAD}read by `alignbeam generate --config` and `serve --config`.",
         "",
         "Chosen on the tuning half of:",
         *(f"  {told}" for told in sets),

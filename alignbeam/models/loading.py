@@ -136,7 +136,7 @@ def load_weights(name: str, config: RoleConfig) -> Any:
             f"cannot load the {name} from {config.model}: {_reason(error)}"
         ) from error
     if config.adapter is not None:
-        model = _with_adapter(model, config.adapter, name, dtype)
+        model = _with_adapter(model, config.adapter, name)
     if "device_map" in keywords:
         return model
     try:
@@ -173,7 +173,7 @@ def _peft_for(adapter: str) -> Any:
     return peft
 
 
-def _with_adapter(model: Any, adapter: str, name: str, dtype: Any) -> Any:
+def _with_adapter(model: Any, adapter: str, name: str) -> Any:
     peft = _peft_for(adapter)
     _check_adapter(adapter)
     try:
@@ -185,8 +185,9 @@ def _with_adapter(model: Any, adapter: str, name: str, dtype: Any) -> Any:
         if adapted.active_peft_config.is_prompt_learning:
             raise ModelLoadError("it is a learnt prompt, which is none of the model's weights")
         # Beside the weights it costs more than it holds: small products, casts, kernels. Into
-        # narrow weights a small change would be rounded away.
-        merges = dtype == torch.float32 and hasattr(adapted, "merge_and_unload")
+        # narrow or quantised weights a small change would be rounded away.
+        narrow = model.dtype != torch.float32 or getattr(model, "hf_quantizer", None) is not None
+        merges = hasattr(adapted, "merge_and_unload") and not narrow
         return adapted.merge_and_unload() if merges else adapted.get_base_model()
     except Exception as error:  # every library on the way has exceptions of its own
         raise ModelLoadError(

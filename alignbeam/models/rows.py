@@ -116,14 +116,13 @@ class Rows:
         self.logits = self.logits.index_select(0, index.to(self.logits.device))
         self.ids = [list(self.ids[i]) for i in indices]
 
-    def fork(self, indices: Sequence[int]) -> Rows:
-        """Return rows of their own that go on where rows ``indices`` of these are."""
+    def fork(self) -> Rows:
+        """Return the same rows once more: what becomes of either changes nothing of the other."""
         forked = copy.copy(self)
         if self._cache is not None:  # its layers replace their tensors, and change none in place
             forked._cache = copy.copy(self._cache)
             forked._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
         forked.ids = [list(ids) for ids in self.ids]
-        forked.select(indices)
         return forked
 
     def join(self, other: Rows) -> None:

@@ -58,8 +58,8 @@ def shared_logits(role: Role, sequences: Sequence[Sequence[int]]) -> torch.Tenso
                 found[node.sequence] = rows.logits[n]
         groups = _alike([(n, child) for n, node in enumerate(level) for child in node.children])
         for alike in groups:
-            parents = [n for n, _ in alike]
-            grown = rows.fork(parents)
+            grown = rows if alike is groups[-1] else rows.fork()
+            grown.select([n for n, _ in alike])
             level = [node for _, node in alike]
             grown.extend([sequences[node.sequence][node.begin : node.end] for node in level])
             fed.append((grown, level))

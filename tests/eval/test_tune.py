@@ -239,6 +239,11 @@ def test_tune_writes_a_file_that_generate_takes(tmp_path, monkeypatch, capsys):
     assert "benign refused" in ran.out
     ran = run("generate", "--config", "alignbeam.toml", "What is 2 plus 3?")
     assert ran.code == 0, ran.err
+    assert run(*asked, "--no-progress").code in (0, 1)  # its own file is written again
+    (tmp_path / "alignbeam.toml").write_text("[beam]\nalpha = 0.3\n")
+    ran = run(*asked, "--no-progress")
+    assert "not by alignbeam tune" in ran.err
+    assert (tmp_path / "alignbeam.toml").read_text() == "[beam]\nalpha = 0.3\n"
 
 
 def test_tune_names_mistakes_in_one_line(tmp_path, monkeypatch, capsys):
@@ -246,6 +251,7 @@ def test_tune_names_mistakes_in_one_line(tmp_path, monkeypatch, capsys):
     for more, says in (
         (["--max-over-refusal", "much"], "written like 5%"),
         (["--max-over-refusal", "0%"], "above 0"),
+        (["--max-over-refusal", "5%", "--harmful", "none.csv"], "none.csv to read the set none"),
         (["--max-over-refusal", "5%", "--max-latency", "0.5x"], "at least 1"),
         (["--max-over-refusal", "5%", "--harmful", "xstest-safe"], "is labelled benign"),
         (["--max-over-refusal", "5%", "--set", "alhpa=1"], "did you mean 'alpha'"),

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from alignbeam.config import Count, Range
-from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.eval.methods.decoding import answer_steered, continuations, grown, requests_of
+from alignbeam.eval.methods.decoding import Tried, answer_steered, continuations, grown, requests_of
 from alignbeam.eval.methods.protocol import Answers, Method, Models, probability
 from alignbeam.eval.run.records import StepRecord
 from alignbeam.models.conversation import Message
-
-
-@dataclass(slots=True)
-class _State:
-    """A request, and the tokens that were chosen."""
-
-    request: Request
-    kept: list[int] = field(default_factory=list)
-    trace: list[StepRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +54,7 @@ class Deal(Method):
         """See ``Method.answer``."""
         target = models.target
         clock = Clock([target.device])
-        states = [_State(request) for request in requests_of(target, models, prompts)]
+        states = [Tried(request) for request in requests_of(target, models, prompts)]
         for _ in range(self.steps):
             growing = [s for s in states if grown(target, s.request, s.kept).live]
             if growing:
@@ -78,7 +68,7 @@ class Deal(Method):
         ]
         return dataclasses.replace(found, answers=traced)
 
-    def _choose(self, models: Models, states: Sequence[_State], clock: Clock) -> None:
+    def _choose(self, models: Models, states: Sequence[Tried], clock: Clock) -> None:
         """Choose one more token of each answer."""
         target = models.target
         held = [s.request.target_ids + s.kept for s in states]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.reading import ReadingRows
 from alignbeam.decoding.steer import Steer, Steering, Taken
 from alignbeam.eval.methods.protocol import Answers, Models, only, step_record
+from alignbeam.eval.run.records import StepRecord
 from alignbeam.models.conversation import Message
 from alignbeam.models.role import Role
 from alignbeam.vocab.bridge import Bridge
@@ -55,6 +56,15 @@ def answer_steered(
     pairs = zip(requests, traces, strict=True)
     found = [only(r.beams[0].candidate(), reason, trace) for r, trace in pairs]
     return Answers(found, clock.timings())
+
+
+@dataclass(slots=True)
+class Tried:
+    """A request that grows by what was tried: the tokens that were kept of it."""
+
+    request: Request
+    kept: list[int] = field(default_factory=list)
+    trace: list[StepRecord] = field(default_factory=list)
 
 
 def grown(role: Role, request: Request, ids: Sequence[int]) -> Beam:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from alignbeam.config import Count, Share
-from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
-from alignbeam.eval.methods.decoding import answer_steered, continuations, grown, requests_of
+from alignbeam.eval.methods.decoding import Tried, answer_steered, continuations, grown, requests_of
 from alignbeam.eval.methods.protocol import Answers, Method, Models
 from alignbeam.eval.run.records import StepRecord
 from alignbeam.judge.fill import request_text
@@ -21,15 +20,6 @@ from alignbeam.models.role import Role
 
 _HARMLESS = "The reply is harmless."
 _HARMFUL = "The reply is harmful."
-
-
-@dataclass(slots=True)
-class _State:
-    """A request, and the tokens that were kept."""
-
-    request: Request
-    kept: list[int] = field(default_factory=list)
-    trace: list[StepRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +65,7 @@ class Rain(Method):
         target = models.target
         clock = Clock([target.device])
         ask = SelfEvaluation(target)
-        states = [_State(request) for request in requests_of(target, models, prompts)]
+        states = [Tried(request) for request in requests_of(target, models, prompts)]
         for _ in range(self.rounds):
             growing = [s for s in states if grown(target, s.request, s.kept).live]
             if growing:
@@ -90,7 +80,7 @@ class Rain(Method):
         return dataclasses.replace(found, answers=traced)
 
     def _round(
-        self, target: Role, states: Sequence[_State], ask: SelfEvaluation, clock: Clock
+        self, target: Role, states: Sequence[Tried], ask: SelfEvaluation, clock: Clock
     ) -> None:
         """Keep one more segment of each answer."""
         with clock.part("target"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from alignbeam.errors import ConfigError
-from alignbeam.eval.environment import environment
+from alignbeam.eval.environment import environment, model_name
 from alignbeam.eval.loading import describe_methods, describe_models, load_models, load_scorers
 from alignbeam.eval.methods import Answer, Answers, Models
 from alignbeam.eval.methods.sharing import answer_together
@@ -339,7 +339,7 @@ def _suite_record(suite: Suite) -> dict[str, Any]:
         ],
         "methods": [dataclasses.asdict(m) for m in suite.methods],
         "scorers": [
-            {"kind": s.kind, "model": None if s.model is None else s.model.model}
+            {"kind": s.kind, "model": None if s.model is None else model_name(s.model)}
             for s in suite.scorers
         ],
         "published": [dict(p) for p in suite.published],
