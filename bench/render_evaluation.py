@@ -144,7 +144,7 @@ def render(name: str) -> str:
         parts = sweep_tables(digest)
     else:
         parts = [method_table(digest), agreement_table(digest)]
-    return "\n\n".join([*parts, reader(digest), conditions(digest)])
+    return "\n\n".join([*filter(None, parts), reader(digest), conditions(digest)])
 
 
 def main() -> None:
