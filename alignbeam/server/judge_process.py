@@ -2,8 +2,8 @@
 
 The parent keeps one child and speaks with it over a pipe. A child that dies, does not answer in
 time, or says anything but the answer to the very batch that it was asked about, fails that batch
-(``FailClosed`` makes that verdicts of 5) and is replaced; until the new one has loaded, batches wait
-for it within their own time.
+(``FailClosed`` makes that verdicts of 5) and is replaced; until the new one has loaded, batches
+wait for it within their own time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from alignbeam.config import JudgeConfig
 from alignbeam.embedded import or_embedded
-from alignbeam.errors import AlignBeamError, JudgeDied, ModelLoadError
+from alignbeam.errors import JudgeDied, ModelLoadError
 from alignbeam.judge import load_judge
 from alignbeam.judge.protocol import Conversation, check_lengths
 from alignbeam.models.reader import Reader
