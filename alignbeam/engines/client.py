@@ -254,14 +254,14 @@ class EngineClient:
         """Return the error of a question that the engine does not take, in its own words."""
         error = said.get("error", said) if isinstance(said, dict) else said
         words = error.get("message", error) if isinstance(error, dict) else error
-        failure = self.fault(f"{status}: {str(words)[:_QUOTED]}")
+        failure = self.fault(str(status), str(words)[:_QUOTED])
         if status in _ALWAYS or status >= 500:
-            self.breaker.failed(str(failure))
+            self.breaker.failed(failure.public)
         return failure
 
-    def fault(self, what: str) -> EngineFault:
-        """Return the error of an engine that answers ``what``."""
-        return EngineFault(f"the {self.name}'s engine gave {what}", self.name)
+    def fault(self, what: str, words: str = "") -> EngineFault:
+        """Return the error of an engine that answers ``what``, in these words of its own."""
+        return EngineFault(f"the {self.name}'s engine gave {what}", self.name, words)
 
     def _dripping(self) -> EngineUnavailable:
         error = self._unreachable(slow := httpx2.ReadTimeout("no whole answer in time"))

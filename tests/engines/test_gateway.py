@@ -7,6 +7,7 @@ import time
 
 import pytest
 from serving import chat, judge_of, serving
+from starlette.responses import JSONResponse
 from tiny_models import length_scorer, random_pair
 
 from alignbeam import BeamConfig
@@ -92,6 +93,24 @@ def test_engine_that_talks_nonsense_withholds_the_answer(engines):
         engines[0].spoil = lambda answer: {**answer, "choices": []}
         failed = ask(running)
         assert (failed.status_code, failed.json()["error"]["code"]) == (503, "engine_fault")
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_what_an_engine_quotes_stands_in_the_log_only_where_asked_for(engines, caplog, status):
+    def quote(body):
+        return JSONResponse({"error": {"message": f"cannot take QXZJ {body['prompt']}"}}, status)
+
+    for log_prompts in (False, True):
+        with serving(engines[2], judge_of(), CONFIG, log_prompts=log_prompts) as running:
+            engines[0].instead = quote
+            caplog.clear()
+            for _ in range(5):  # the breaker opens, and says why
+                assert ask(running).status_code == 503
+            log = "\n".join(f"{r.getMessage()} {vars(r)}" for r in caplog.records)
+            assert ("QXZJ" in log) == log_prompts
+            assert "engine gave" in log
+            engines[0].instead = lambda body: None
+            until_ready(running, 200)
 
 
 def test_engine_that_dies_while_a_chunked_answer_streams_ends_it_with_an_error(engines):
