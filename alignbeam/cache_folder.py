@@ -33,19 +33,33 @@ def make_cache_folder(folder: Path) -> None:
 
 
 def untrusted(*paths: Path) -> str | None:
-    """Return who else may have put what lies at ``paths`` there, and the mend; None for nobody.
+    """Return who else may put something at ``paths``, and the mend; None for nobody.
 
-    Root and this process's user are trusted. A path that is not there is passed over.
+    Root and this process's user are trusted. A path that is not there is passed over. Whoever can
+    write to a folder above may put another one in the place of a path, between this look and its
+    use, unless what lies there is kept to its owners (as in ``/tmp``).
     """
     if not hasattr(os, "geteuid"):  # no owners and modes on this system
         return None
     for path in paths:
-        try:
-            found = path.stat()
-        except OSError:  # whoever wants to use it meets the same error
-            continue
-        if found.st_uid not in (0, os.geteuid()):
-            return f"{path} belongs to another user; {_MEND}"
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return f"{path} can be changed by other users; chmod go-w it, or {_MEND}"
+        if fault := _changed_by_others(path):
+            return fault
+    # Of a link, where it lies and where it leads.
+    whole = [found for path in paths for found in (path.absolute(), path.resolve())]
+    for above in dict.fromkeys(folder for path in whole for folder in path.parents):
+        if fault := _changed_by_others(above, unless=stat.S_ISVTX):
+            return fault
+    return None
+
+
+def _changed_by_others(path: Path, unless: int = 0) -> str | None:
+    try:
+        met = [path.lstat(), path.stat()]
+    except OSError:  # whoever wants to use it meets the same error
+        return None
+    if any(found.st_uid not in (0, os.geteuid()) for found in met):
+        return f"{path} belongs to another user; {_MEND}"
+    mode = met[-1].st_mode
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & unless:
+        return f"{path} can be changed by other users; chmod go-w it, or {_MEND}"
     return None

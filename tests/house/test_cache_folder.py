@@ -67,3 +67,28 @@ def test_untrusted_names_what_belongs_to_another_user(tmp_path):
 
 def test_untrusted_passes_over_what_is_not_there(tmp_path):
     assert untrusted(tmp_path / "no") is None
+
+
+@posix
+def test_untrusted_names_a_folder_above_in_which_others_can_put_another_one(tmp_path):
+    cache = tmp_path / "shared" / "mine" / "cache"
+    make_cache_folder(cache)
+    (tmp_path / "shared").chmod(0o777)
+    assert str(untrusted(cache)).startswith(f"{tmp_path / 'shared'} can be changed by other users")
+    (tmp_path / "link").symlink_to(cache)
+    assert str(untrusted(tmp_path / "link")).startswith(f"{tmp_path / 'shared'} can be changed")
+    (tmp_path / "shared").chmod(0o1777)  # as /tmp is: what lies there is its owner's
+    assert untrusted(cache) is untrusted(tmp_path / "link") is None
+
+
+@root
+@pytest.mark.parametrize("of", ["folder", "link"])
+def test_untrusted_names_a_folder_above_that_belongs_to_another_user(tmp_path, of):
+    cache = tmp_path / "theirs" / "mine"
+    cache.mkdir(parents=True)
+    theirs = {"folder": cache.parent, "link": tmp_path / "link"}[of]
+    if of == "link":
+        theirs.symlink_to(cache)
+        cache = theirs
+    os.chown(theirs, 12345, -1, follow_symlinks=False)
+    assert str(untrusted(cache)).startswith(f"{theirs} belongs to another user")
