@@ -128,9 +128,9 @@ class RemoteRole(BareRole):
         role.watch.begin()
         return role
 
-    def rows(self, prompts: Sequence[Sequence[int]]) -> RemoteRows:
+    def rows(self, prompts: Sequence[Sequence[int]], salts: Sequence[str] = ()) -> RemoteRows:
         """Return rows that hold token ids only; the engine has the cache."""
-        return RemoteRows(self, prompts)
+        return RemoteRows(self, prompts, salts)
 
     def ask(self, queries: Sequence[Query]) -> list[Numbers]:
         """Ask about some next tokens, all at once.

@@ -97,6 +97,8 @@ class Query:
     ahead : int
         How many tokens after it are asked about as well, each after what the engine chose before
         it; fewer come where the engine ends.
+    salt : str
+        Keeps its prefix in the engine's cache apart from other tenants'; empty: see ``Scope``.
     """
 
     ids: tuple[int, ...]
@@ -106,6 +108,7 @@ class Query:
     only: int | None = None
     draw: Draw = GREEDY
     ahead: int = 0
+    salt: str = ""
 
 
 @dataclass(slots=True)
@@ -150,7 +153,7 @@ class Ask:
             "max_tokens": 1 + query.ahead,
             "logprobs": max(1, query.best),
             "return_tokens_as_token_ids": True,
-            **_plain(salt),
+            **_plain(query.salt or salt),
             **query.draw.fields(),
         }
         if query.best == 0:
@@ -292,7 +295,7 @@ def _plain(salt: str) -> Json:
 
 
 def _kind(query: Query) -> tuple[object, ...]:
-    return query.best, query.forbidden, query.only, query.draw, query.ahead
+    return query.best, query.forbidden, query.only, query.draw, query.ahead, query.salt
 
 
 def _numbers(choice: Mapping[str, Any], width: int, most: int) -> list[Numbers]:
