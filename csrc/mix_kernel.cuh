@@ -14,6 +14,7 @@
 // alone.
 #pragma once
 
+#include "marks.cuh"
 #include "row_mix.cuh"
 
 namespace alignbeam {
@@ -114,12 +115,14 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
                                            const Plan& plan, int64_t row, Shared& s) {
   const int warp = thread_index() / 32;
   int wanted = params.top_b;
+  mark(row, kBegun);
   // Once over the anchor's row, and where the target's own best are asked for, over the target's.
 #pragma unroll 1
   for (int side = 0; wanted > 0; side = 1) {
     if (side == 0) {
       if (warp < kBoundWarps) take_maxima<kBoundWarps>(0, 0, s);
       block_sync();
+      mark(row, kMaximaTaken);
     }
     if (warp < kBoundWarps) {
       list_groups(side, wanted, s);
@@ -132,7 +135,14 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
         take_target(warp, s);
       }
     }
-    const int found = select_listed(side, wanted, side == 0 ? params.table : nullptr, s);
+    mark(row, kListed);
+    const int32_t* const table = side == 0 ? params.table : nullptr;
+    const int gathered = gather_listed(side, wanted, table, s);
+    mark(row, kGathered);
+    rank_candidates(gathered, wanted, table, s);
+    block_sync();
+    const int found = gathered < wanted ? gathered : wanted;
+    mark(row, kRanked);
     if (side == 0) {
       if (s.shared) share_out(found, s);
       if (!plan.at_once) {
@@ -140,6 +150,7 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
         block_sync();
       }
     }
+    mark(row, kTargetTaken);
     RowMix mix(params, out, row, s);
     if (warp == 1 && side == 0) {
       const Translated t = add_masses(found, s);
@@ -159,6 +170,7 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
         s.listed_count = s.candidate_count = 0;
       }
     }
+    mark(row, kMixed);
     block_sync();
     wanted = s.wanted;
   }
@@ -168,7 +180,12 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
 __device__ __forceinline__ void mix_topk_block(const MixParams& params, const MixOutput& out,
                                                const Plan& plan, Shared& s) {
   const auto block = static_cast<int>(block_index());
-  if (block < plan.readers) return read_units(params, plan);
+  if (block < plan.readers) {
+    mark_block(false);
+    read_units(params, plan);
+    mark_block(true);
+    return;
+  }
   const int finisher = block - plan.readers;
 #pragma unroll 1
   for (int64_t row = finisher; row < params.anchor.num_rows; row += plan.finishers) {
