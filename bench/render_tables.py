@@ -410,13 +410,19 @@ def verdicts() -> str:
         [
             str(row["candidates"]),
             str(row["readings"]),
-            f"{row['alone_ms_p50']:.0f}",
-            f"{row['shared_ms_p50']:.0f}",
+            f"{row['alone_cpu_ms_p50']:.0f}",
+            f"{row['shared_cpu_ms_p50']:.0f}",
             f"{row['greatest_difference']:.1e}",
         ]
         for row in found
     ]
-    header = ["candidates", "readings", "each alone, ms", "beginnings shared, ms", "score differs"]
+    header = [
+        "candidates",
+        "readings",
+        "each alone, CPU ms",
+        "beginnings shared, CPU ms",
+        "score differs",
+    ]
     first = found[0]
     return (
         f"{markdown_table(header, lines)}\n\n"
