@@ -108,8 +108,8 @@ def judges() -> str:
     sampled = " The other rows: as many of each kind, drawn by a seed." if len(found) > 1 else ""
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
-        f"The first row: every reply and candidate of the runs {' and '.join(first['runs'])}."
-        f"{sampled} All views, 1 thread, a shared machine (the times are no better than that), "
+        f"The first row: every reply and candidate of the runs {' and '.join(first['runs'])}, "
+        f"judged in batches of 16 requests.{sampled} All views, 1 thread, a shared machine (the times are no better than that), "
         f"{first['machine']['cpu']}, commit {commits}."
     )
 
