@@ -109,8 +109,8 @@ def judges() -> str:
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
         f"The first row: every reply and candidate of the runs {' and '.join(first['runs'])}, "
-        f"judged in batches of 16 requests.{sampled} All views, 1 thread, a shared machine (the times are no better than that), "
-        f"{first['machine']['cpu']}, commit {commits}."
+        f"judged in batches of 16 requests.{sampled} All views, 1 thread, a shared machine (the "
+        f"times are no better than that), {first['machine']['cpu']}, commit {commits}."
     )
 
 
@@ -128,10 +128,11 @@ def judge_attacks() -> str:
         heads = [f"written around it ({row['judge']})", "complying replies pass", "benign withheld"]
         parts.append(markdown_table(heads, lines))
     commit = found[0]["machine"]["commit"]
+    few = found[0]["attacks"]["nothing"][1]
     parts.append(
         "What attackers may write around a request and its reply (`python bench/measure_judge.py "
         "--attacks`); replies of these runs, held fixed, threshold 2.5, all views, commit "
-        f"{commit}."
+        f"{commit}. Few: 1 of {few} is {wilson(1, few)}."
     )
     return "\n\n".join(parts)
 
