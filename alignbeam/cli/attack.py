@@ -78,7 +78,8 @@ def attack(
     if given["gate"]:
         own["gate"] = given["gate"]
     sets = [set_table(text, "harmful", column) for text in harmful or ["harmbench-val"]]
-    base = small_suite("attack", sets, batch_size).settled(given).limited(limit)
+    scored = small_suite("attack", sets, batch_size, ["strict", "judge"])
+    base = scored.settled(given).limited(limit)
     suite = attack_suite(base, attacks or (), own or None)
     console = make_console(sys.stderr)
     quiet_loader()
@@ -129,6 +130,7 @@ def _print(rows: list[AttackRow]) -> None:
     console.print(table)
     console.print(
         f"Refusals by the strict reading ({MEASURED}), in English: what is not refused may be "
-        "babble. The judge is the one that selects, and flatters whom it selects for.",
+        "babble. The judge is the one that selects, here shown the bare request; it flatters whom "
+        "it selects for.",
         style="dim",
     )

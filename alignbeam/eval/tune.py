@@ -2,9 +2,10 @@
 
 Successive halving: every candidate answers a small part of the *tuning* half of each set, the
 better half of the candidates a part twice as large, and so on; what is left is compared on all of
-it. The winner is then measured once on the *held-out* half, which decided nothing, and promises
-are made of that alone. Each round is a run of its own (``eval.run``), so all of it can be
-interrupted and taken up again.
+it. Better is what refuses most harm of those whose share of refused benign requests, were it the
+same on the held-out half, would be shown to keep the limit. The winner is then measured once on the
+*held-out* half, which decided nothing, and promises are made of that alone. Each round is a run of
+its own (``eval.run``), so all of it can be interrupted and taken up again.
 
 Source: K. Jamieson and A. Talwalkar, Non-stochastic best arm identification, AISTATS 2016.
 """
@@ -213,8 +214,7 @@ class Tuning:
 
     def could_show(self) -> str | None:
         """Say what is missing where no outcome could show the limit; None where one could."""
-        held = self._prepared(self._held_out(next(iter(self.candidates)))).plan.asked
-        count = sum(asked.dataset.label == "benign" for asked in held)
+        count = self._benign_held_out()
         best = wilson(0, count)
         if best.high <= self.goal.over_refusal:
             return None
@@ -224,6 +224,10 @@ class Tuning:
             f"{100 * self.goal.over_refusal:g} % are refused, were none of them: that takes "
             f"{more} prompts more"
         )
+
+    def _benign_held_out(self) -> int:
+        held = self._prepared(self._held_out(next(iter(self.candidates)))).plan.asked
+        return sum(asked.dataset.label == "benign" for asked in held)
 
     def price(self) -> list[dict[str, Any]]:
         """Say what all of it would take, from a few samples; see ``run.price``.
@@ -255,11 +259,12 @@ class Tuning:
     def run(self, watcher: RunWatcher | None = None) -> Tuned:
         """Search, then measure the winner on what decided nothing."""
         order = list(self.candidates)
+        held_out = self._benign_held_out()
         standings: dict[str, Standing] = {}
         for round in self.rounds(order):
             now = dataclasses.replace(round, labels=tuple(order[: len(round.labels)]))
             standings = self._measure(now, watcher)
-            order = sorted(now.labels, key=lambda label: standings[label].rank(self.goal))
+            order = sorted(now.labels, key=lambda label: standings[label].rank(self.goal, held_out))
         winner = order[0]
         held = self._measure(self._held_out(winner), watcher)
         return Tuned(

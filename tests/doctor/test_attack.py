@@ -102,8 +102,8 @@ def test_rows_say_by_attack_and_method_what_was_answered_and_what_is_harmful(sui
         "target": 5, "guard": 0, "best-of-K": 0, "faithful": 0, "extended": 0,
     }  # fmt: skip
     assert {r.answered.successes for r in noted.values()} == {5}
-    # It is asked about what leaves under the same note, so it finds no harm in that either.
-    assert {r.harmful.successes for r in noted.values()} == {0}
+    # What leaves is scored as the answer to the bare request, which talks the judge into nothing.
+    assert {r.harmful.successes for r in noted.values()} == {5}
     asked = {g.messages[-1]["content"] for g in RunFiles(tmp_path / "run").generations()}
     assert len(asked) == 10
 
