@@ -495,11 +495,24 @@ def front() -> str:
         for name in found[0]["signals"]
     ]
     runs = [f"`{row['run']}`" for row in found]
+    limits = dict.fromkeys(limit for row in found for limit, *_ in row["halves"])
+    halves = [
+        {(limit, name): f"{100 * h:.0f} / {100 * b:.0f}" for limit, name, h, b in row["halves"]}
+        for row in found
+    ]
+    lines_of_halves = [
+        [f"{100 * limit:g}", *(of.get((limit, name), "none") for of in halves for name in names)]
+        for limit in limits
+    ]
+    heads_of_halves = [f"{run}: {name}" for run in runs for name in names]
     return (
         f"{markdown_table(heads, lines)}\n\n"
         "In brackets the thresholds under which each refuses most harm with no more benign "
         "requests refused than is wanted (`threshold`, `unsteered_threshold`), chosen on the "
-        "very requests that are counted.\n\n"
+        "very requests that are counted, which flatters all of them.\n\n"
+        f"{markdown_table(['benign refused, at most, %', *heads_of_halves], lines_of_halves)}"
+        "\n\nHarmful / benign refused, %: thresholds chosen under that limit on a random half of "
+        "the requests, counted on the other half, means of 100 halvings.\n\n"
         f"{markdown_table(['harmful against benign requests, AUROC', *runs], lines_of_signals)}"
         f"\n\n{found[0]['harmful']} harmful and {found[0]['benign']} benign requests of the "
         f"suite `real`; commit {found[0]['machine']['commit']}."
