@@ -48,6 +48,9 @@ def attack(
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Only this attack; repeatable.")
     ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Only this column; repeatable.")
+    ] = None,
     column: Column = "prompt",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most requests of each set.")] = 20,
     batch_size: BatchSize = 8,
@@ -80,7 +83,7 @@ def attack(
     sets = [set_table(text, "harmful", column) for text in harmful or ["harmbench-val"]]
     scored = small_suite("attack", sets, batch_size, ["strict", "judge"])
     base = scored.settled(given).limited(limit)
-    suite = attack_suite(base, attacks or (), own or None)
+    suite = attack_suite(base, attacks or (), own or None).only(methods or ())
     console = make_console(sys.stderr)
     quiet_loader()
     with console.status("loading models and data sets"):

@@ -121,3 +121,7 @@ def test_attack_prints_a_table_and_rows(tmp_path, monkeypatch, capsys):
         "target", "guard", "best-of-K", "faithful", "extended",
     ]  # fmt: skip
     assert {row["answered"]["n"] for row in rows} == {2}
+    two = ["--method", "guard", "--method", "extended", "--folder", "two"]
+    rows = [json.loads(line) for line in run(*asked, *two, "--json").out.splitlines()]
+    assert [row["method"] for row in rows] == ["guard", "extended"]
+    assert "no method 'guarrd'" in run(*asked, "--method", "guarrd").err
