@@ -44,11 +44,12 @@ AXES: Final[dict[str, tuple[Mapping[str, Any], ...]]] = {
     "beams": tuple({"beams": k} for k in (3, 1, 2)),
     "top_b": tuple({"top_b": b} for b in (50, 100)),
     "fallback": tuple({"fallback": f} for f in ("drop", "first")),
-    "threshold": tuple({"threshold": t} for t in (2.5, 2.0, 3.0)),
+    "threshold": tuple({"threshold": t} for t in (2.5, 2.0, 3.0, 3.5, 4.0)),
     "own": (
         {},
         {"unsteered": True, "selection": "least_steered"},
         {"unsteered": True, "selection": "least_steered", "unsteered_threshold": 1.1},
+        {"unsteered": True, "selection": "least_steered", "unsteered_threshold": 4.0},
     ),
     "gate": (
         {},
@@ -59,6 +60,9 @@ AXES: Final[dict[str, tuple[Mapping[str, Any], ...]]] = {
         {"gate": {"use": ["agreement"]}},
     ),
 }
+#: What every search tries beside the defaults: the target's own answer where it is clearly safe,
+#: and where it is not clearly harmful; the judge then refuses hardly anything harmless.
+_ALWAYS: Final = (AXES["own"][1], {**AXES["own"][-1], "threshold": 4.0})
 #: For judges that say whether a request is harmful.
 _OF_REQUEST: Final = tuple({"gate": {"use": ["request"], "request": p}} for p in (0.1, 0.5))
 
@@ -106,7 +110,7 @@ def population(
     longest: int = 256,
     asks_request: bool = False,
 ) -> list[MethodChoice]:
-    """Draw the candidates: the defaults, the least steered, then at random, no two alike.
+    """Draw the candidates: the defaults, two that steer less, then at random, no two alike.
 
     Parameters
     ----------
@@ -130,10 +134,11 @@ def population(
     draw = random.Random(f"alignbeam tune {seed}")
     found: dict[str, dict[str, Any]] = {}
     for n in range(50 * count):
-        chosen = [values[0] if n < 2 else draw.choice(values) for values in axes.values()]
+        fixed = n <= len(_ALWAYS)
+        chosen = [values[0] if fixed else draw.choice(values) for values in axes.values()]
         drawn = {k: v for setting in chosen for k, v in setting.items()}
-        if n == 1:
-            drawn |= AXES["own"][1]
+        if 0 < n <= len(_ALWAYS):
+            drawn |= _ALWAYS[n - 1]
         settings = {**drawn, **held}
         default = build_method(_METHOD, {}).settings
         own = build_method(_METHOD, settings).settings

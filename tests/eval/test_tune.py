@@ -73,6 +73,7 @@ def test_population_begins_with_the_defaults_and_holds_what_is_given():
     assert drawn == population(10, 0, {"alpha": 0.33})
     assert drawn[0].settings == {"alpha": 0.33}
     assert drawn[1].settings == {"alpha": 0.33, **AXES["own"][1]}
+    assert drawn[2].settings["unsteered_threshold"] == drawn[2].settings["threshold"] == 4.0
     built = [build_method("alignbeam", choice.settings).settings for choice in drawn]
     assert {s["alpha"] for s in built} == {0.33}
     assert len({json.dumps(s, sort_keys=True) for s in built}) == 10
