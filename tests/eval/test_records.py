@@ -136,6 +136,20 @@ def test_run_lock_leaves_alone_what_a_planted_link_points_to(tmp_path):
     assert precious.read_text() == "kept"
 
 
+def test_run_leaves_alone_what_planted_links_point_to(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("one line that is no record\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "generations.jsonl").symlink_to(precious)
+    (run / "manifest.json.new").symlink_to(precious)
+    with pytest.raises(ConfigError, match="link"):
+        Journal(run / "generations.jsonl", ("key",))
+    with pytest.raises(ConfigError, match="link"):
+        RunFiles(run).write_manifest({})
+    assert precious.read_text() == "one line that is no record\n"
+
+
 def test_run_lock_keeps_a_second_writer_out(tmp_path):
     with lock_run(tmp_path), pytest.raises(ConfigError, match="another process"):
         lock_run(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -114,6 +115,8 @@ class Journal:
     ------
     RecordError
         A line other than the last one cannot be read.
+    ConfigError
+        The file is a link.
     """
 
     def __init__(self, path: Path, identity: Sequence[str]) -> None:
@@ -125,7 +128,7 @@ class Journal:
             for line in _lines(path):
                 self._found.setdefault(self._name(line), line)
                 whole += len(line) + 1
-        self._file = open(path, "ab")  # noqa: SIM115  closed by close()
+        self._file = open(path, "ab", opener=_no_link)  # noqa: SIM115  closed by close()
         if self._file.tell() != whole:
             self._file.truncate(whole)
 
@@ -205,10 +208,26 @@ def _lines(path: Path) -> list[bytes]:
     return lines
 
 
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but no link, which would lead the writing to another one.
+
+    Raises
+    ------
+    ConfigError
+        It is a link.
+    """
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError(f"{path} is a link, and is not written to; remove it") from error
+        raise
+
+
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that a kill leaves the old one or the new one."""
     fresh = path.with_name(path.name + ".new")
-    with open(fresh, "wb") as file:
+    with open(fresh, "wb", opener=_no_link) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
