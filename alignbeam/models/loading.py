@@ -6,6 +6,7 @@ transformers' models.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -203,17 +204,27 @@ def _embedding_rows(weights: dict[str, Any]) -> int | None:
 
 
 def _check_adapter(adapter: str, revision: str | None = None) -> None:
-    """Refuse weights that are a pickle, which peft takes where there is nothing else."""
+    """Refuse what peft takes: a pickle where there is nothing else, the name of a module to run."""
     if not _found(adapter, "adapter_model.safetensors", revision):
         raise ModelLoadError(
             f"adapter {adapter} has no adapter_model.safetensors; a pickle (adapter_model.bin) is "
             "not loaded: load it with peft where you trust it, and save_pretrained() it again"
         )
+    described = _found(adapter, "adapter_config.json", revision)
+    try:
+        settings = {} if described is None else json.loads(Path(described).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"adapter {adapter}: no adapter_config.json: {error}") from error
+    # Older versions of peft import whatever module an adapter names there.
+    if not isinstance(settings, dict) or settings.get("megatron_config"):
+        raise ModelLoadError(
+            f"adapter {adapter} has a megatron_config, with which it names a module to import"
+        )
 
 
-def _found(source: str, name: str, revision: str | None) -> bool:
+def _found(source: str, name: str, revision: str | None) -> str | None:
     # A missing file, and what cannot be asked for, is None; the loader behind says the latter.
-    found = cached_file(
+    found: str | None = cached_file(
         source,
         name,
         revision=revision,
@@ -221,7 +232,7 @@ def _found(source: str, name: str, revision: str | None) -> bool:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return found is not None
+    return found
 
 
 def window_of(config: Any) -> int | None:

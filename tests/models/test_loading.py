@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,23 @@ def test_adapter_without_a_tokenizer_takes_the_models(adapted: tuple[str, str, A
     role = load(base, adapter=adapter)
     assert role.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
     assert role.width == 481
+
+
+def test_adapter_that_names_a_module_to_import_is_refused(
+    adapted: tuple[str, str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = adapted
+    ran = tmp_path / "ran"
+    package = tmp_path / "path" / "megatron"
+    package.mkdir(parents=True)
+    (package / "planted.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(package.parent)
+    described = Path(adapter) / "adapter_config.json"
+    names = {"megatron_config": {"x": 1}, "megatron_core": "megatron.planted"}
+    described.write_text(json.dumps({**json.loads(described.read_text()), **names}))
+    with pytest.raises(ModelLoadError, match="megatron_config"):
+        load(base, adapter=adapter)
+    assert not ran.exists()
 
 
 def test_adapter_of_another_model_is_named_with_the_whole_reason(
