@@ -28,8 +28,9 @@ class Keys:
     ----------
     path : str or None
         One ``key`` or ``name: key`` per line, ``sha256:<hex>`` in place of a key; ``#`` begins a
-        comment, at the beginning or after a blank. A name may have several keys. Read again when it
-        changes, so that keys are rotated without a restart.
+        comment, at the beginning or after a blank. A name may have several keys; a key without a
+        name is named after its hash. Read again when it changes, so that keys are rotated without
+        a restart.
     environ : mapping or None
         ``ALIGNBEAM_API_KEYS`` of it, comma-separated; ``os.environ`` where None.
 
@@ -44,7 +45,7 @@ class Keys:
         given = (os.environ if environ is None else environ).get(ENVIRONMENT, "")
         lines = [part for part in given.split(",") if part.strip()]
         self._fixed = _parse(lines, ENVIRONMENT)
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._from_file: list[tuple[str, bytes]] = []
         self._read_file()
 
@@ -72,7 +73,8 @@ class Keys:
             return
         try:
             stat = self._path.stat()
-            stamp = (stat.st_mtime_ns, stat.st_size)
+            # Another file may have the same time and length, where times are set (as in images).
+            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
             if stamp == self._stamp:
                 return
             lines = self._path.read_text(encoding="utf-8-sig").splitlines()
@@ -80,6 +82,7 @@ class Keys:
             if self._stamp is None:
                 raise ConfigError(f"cannot read the API keys in {self._path}: {error}") from error
             self._from_file = []  # the file went away: nobody is let in by it
+            self._stamp = ()  # and may come back as it was
             return
         first = self._stamp is None
         self._stamp = stamp
@@ -104,17 +107,19 @@ def _parse(lines: list[str], where: str) -> list[tuple[str, bytes]]:
         name, colon, key = text.rpartition(": ")
         if hashed is not None:
             name, colon, key = hashed[1] or "", hashed[1] or "", hashed[2]
-        name = name.strip() if colon else f"key-{number}"
         if hashed is not None:
             if not _DIGEST.fullmatch(key):
                 raise ConfigError(
                     f"{where}, key {number}: after sha256: there must be 64 hexadecimal digits"
                 )
-            keys.append((name, bytes.fromhex(key)))
-            continue
-        if len(key) < _MIN_LENGTH:
+            digest = bytes.fromhex(key)
+        elif len(key) < _MIN_LENGTH:
             raise ConfigError(
                 f"{where}, key {number}: a key needs at least {_MIN_LENGTH} characters"
             )
-        keys.append((name, hashlib.sha256(key.encode()).digest()))
+        else:
+            digest = hashlib.sha256(key.encode()).digest()
+        # Not its place in the list: another client's key may stand there later, or in a second
+        # list, and would share its name, and with it its turns, its quota and its prefixes.
+        keys.append((name.strip() if colon else f"key-{digest.hex()[:8]}", digest))
     return keys

@@ -6,7 +6,7 @@ import hashlib
 import os
 
 import pytest
-from serving import KEY, chat, judge_of, serving
+from serving import KEY, chat, judge_of, serving, unnamed
 from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
@@ -114,7 +114,7 @@ def test_keys_file_holds_names_hashes_and_comments_and_is_read_again(tmp_path):
     keys = Keys(str(path), environ={})
     assert keys.name_of(KEY) == "alice"
     assert keys.name_of("another-key-long-enough") == "bob"
-    assert keys.name_of("plain-key-0123456789") == "key-5"
+    assert keys.name_of("plain-key-0123456789") == unnamed("plain-key-0123456789")
     assert keys.name_of(hashed) is None
     assert keys.name_of("") is None
     path.write_text("carol: a-new-key-for-carol\n")
@@ -124,6 +124,41 @@ def test_keys_file_holds_names_hashes_and_comments_and_is_read_again(tmp_path):
     path.unlink()
     assert keys.name_of("a-new-key-for-carol") is None
     assert keys.required
+
+
+def test_keys_file_put_in_place_with_an_old_time_and_the_same_length_is_read(tmp_path):
+    path, fresh = tmp_path / "keys", tmp_path / "fresh"
+    old, new = "an-old-key-for-alice", "a-new-key-for-alice!"
+    for file, key in ((path, old), (fresh, new)):
+        file.write_text(f"alice: {key}\n")
+        os.utime(file, (1, 1))  # as file systems do that are built to be the same each time
+    keys = Keys(str(path), environ={})
+    assert keys.name_of(old) == "alice"
+    fresh.rename(path)
+    assert (keys.name_of(old), keys.name_of(new)) == (None, "alice")
+    path.write_text(f"alice: {old}\n")
+    os.utime(path, (1, 1))
+    assert (keys.name_of(old), keys.name_of(new)) == ("alice", None)
+
+
+def test_keys_file_that_went_away_and_comes_back_as_it_was_is_taken(tmp_path):
+    path, away = tmp_path / "keys", tmp_path / "away"
+    path.write_text(f"alice: {KEY}\n")
+    keys = Keys(str(path), environ={})
+    path.rename(away)
+    assert keys.name_of(KEY) is None
+    os.link(away, path)
+    assert keys.name_of(KEY) == "alice"
+
+
+def test_keys_without_a_name_never_share_one(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("a-key-of-the-first-one\na-key-of-the-second-one\n")
+    keys = Keys(str(path), environ={"ALIGNBEAM_API_KEYS": "a-key-of-the-third-one"})
+    second = keys.name_of("a-key-of-the-second-one")
+    assert len({keys.name_of(f"a-key-of-the-{n}-one") for n in ("first", "second", "third")}) == 3
+    path.write_text("a-key-of-the-second-one\n")  # whoever comes later does not get its name
+    assert keys.name_of("a-key-of-the-second-one") == second
 
 
 def test_keys_that_are_too_short_or_unreadable_are_refused(tmp_path):
@@ -176,7 +211,7 @@ def test_key_with_a_hash_sign_in_it_is_not_cut_in_silence(tmp_path):
     keys = keys_of(tmp_path, f"alice: {KEY}#rest", f"{KEY}-2 # bob's", "#off", " # off")
     assert keys.name_of(f"{KEY}#rest") == "alice"
     assert keys.name_of(KEY) is None
-    assert keys.name_of(f"{KEY}-2") == "key-2"
+    assert keys.name_of(f"{KEY}-2") == unnamed(f"{KEY}-2")
 
 
 @pytest.mark.parametrize("spelling", ["sha256:{}", "SHA256:{}", "sha256: {}", "bob: sha256: {}"])
@@ -184,7 +219,7 @@ def test_key_with_a_hash_sign_in_it_is_not_cut_in_silence(tmp_path):
 def test_hashed_key_is_the_key_and_never_its_own_text(tmp_path, spelling, case):
     digest = case(hashlib.sha256(KEY.encode()).hexdigest())
     keys = keys_of(tmp_path, spelling.format(digest))
-    assert keys.name_of(KEY) == ("bob" if spelling.startswith("bob") else "key-1")
+    assert keys.name_of(KEY) == ("bob" if spelling.startswith("bob") else unnamed(KEY))
     for text in (digest, f"sha256:{digest}", f" {digest}", spelling.format(digest)):
         assert keys.name_of(text) is None
 
@@ -206,4 +241,4 @@ def test_two_keys_of_one_name_both_open(tmp_path):
 
 
 def test_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
-    assert keys_of(tmp_path, f"\ufeff{KEY}").name_of(KEY) == "key-1"
+    assert keys_of(tmp_path, f"\ufeff{KEY}").name_of(KEY) == unnamed(KEY)

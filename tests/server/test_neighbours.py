@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from serving import KEY, OTHER, chat, judge_of, serving
+from serving import KEY, OTHER, chat, judge_of, serving, unnamed
 from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
@@ -161,7 +161,7 @@ def test_client_with_too_much_to_read_is_told_to_come_back(pair):
     ):
         held = [send(running, chat("slow prompt")) for _ in range(2)]
         until(lambda: seen)
-        until(lambda: running.server.service._turns._lines["key-1"].length == 2)
+        until(lambda: running.server.service._turns._lines[unnamed(KEY)].length == 2)
         said = client.post(ASK, json=chat("one more"))
         assert (said.status_code, said.json()["error"]["code"]) == (503, "overloaded")
         assert other.post(ASK, json=chat("one more")).status_code == 200

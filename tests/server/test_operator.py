@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from serving import OTHER, chat, judge_of, serving
+from serving import KEY, OTHER, chat, judge_of, serving, unnamed
 from tiny_models import random_pair
 
 from alignbeam import BeamConfig
@@ -75,7 +75,7 @@ def test_audit_log_tells_why_without_text_unless_asked(pair, tmp_path):
     (record,) = lines_of(path)
     text = said["choices"][0]["message"]["content"]
     assert record["request_id"] == "r1"
-    assert record["client"] == "key-1"
+    assert record["client"] == unnamed(KEY)
     assert record["prompt_sha256"] == hashlib.sha256(b"Hello!").hexdigest()
     assert record["settings"]["seed"] == 3
     chosen = record["candidates"][record["chosen"]]
@@ -294,7 +294,7 @@ def test_playground_is_on_record_and_counted(pair, tmp_path):
     bare, full = lines_of(path)
     assert (bare["kind"], full["kind"]) == ("target alone", "answer")
     for record, text in ((bare, said["target"]), (full, said["text"])):
-        assert (record["request_id"], record["client"]) == ("p1", "key-1")
+        assert (record["request_id"], record["client"]) == ("p1", unnamed(KEY))
         assert hashlib.sha256(text.encode()).hexdigest() in {
             c["sha256"] for c in record["candidates"]
         }
@@ -363,8 +363,8 @@ def test_audit_log_cannot_be_flushed_by_one_client(pair, tmp_path):
         assert client.post("/playground", json=question).status_code == 429
         assert other.post(ask, json=chat()).status_code == 200
     by = [r["client"] for r in lines_of(path)]
-    assert by.count("key-1") == sum(one.status_code == 200 for one in said)
-    assert by.count("key-2") == 1
+    assert by.count(unnamed(KEY)) == sum(one.status_code == 200 for one in said)
+    assert by.count(unnamed(OTHER)) == 1
 
 
 def test_pieces_of_a_text_make_the_text():
@@ -387,11 +387,11 @@ def test_queue_full_is_503_at_once_in_openai_shape(pair):
     with serving(pair, judge_of(wait), beam, max_batch_cells=480, max_queued=1, client_share=1,
                  chunk_tokens=2, retry_after_s=7, judge_timeout_s=600) as running:  # fmt: skip
         scheduler = running.server.service.scheduler
-        first = {"client": "key-1", "release": "chunked"}
+        first = {"client": unnamed(KEY), "release": "chunked"}
         tickets = [scheduler.submit("Hello!", {"beams": 8}, **first)]
         while scheduler.queued:
             time.sleep(0.01)
-        tickets.append(scheduler.submit("Hello!", {"beams": 8}, client="key-1"))
+        tickets.append(scheduler.submit("Hello!", {"beams": 8}, client=unnamed(KEY)))
         with running.client() as client:
             said = client.post("/v1/chat/completions", json=chat())
         assert (said.status_code, said.json()["error"]["code"]) == (503, "overloaded")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from alignbeam.server.keys import Keys
 from alignbeam.server.run import web_config
 
 KEY = "a-key-that-is-long-enough"
-#: Of a second client; the two are called ``key-1`` and ``key-2``.
+#: Of a second client; both have no name of their own: see ``unnamed``.
 OTHER = "another-key-that-is-long-enough"
 _HARMFUL = {
     attack(c.request, c.candidate)[1]
@@ -30,6 +31,11 @@ _HARMFUL = {
     if c.harmful
 }
 _SAFE = {c.candidate for c in CANARIES if not c.harmful}
+
+
+def unnamed(key):
+    """Return what a client is called whose key has no name."""
+    return f"key-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def judge_of(score: Callable[[str, str], float] = lambda request, text: 1.0) -> Judge:
