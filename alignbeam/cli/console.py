@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from alignbeam.result import plain
@@ -40,11 +40,22 @@ def use_forgiving_encoding() -> None:
 
 
 def make_console(stream: TextIO) -> Console:
-    """Return a rich console on ``stream``: colour on a terminal only, and never with NO_COLOR."""
-    from rich.console import Console
+    """Return a rich console on ``stream``: colour on a terminal only, and never with NO_COLOR.
+
+    Whatever text it is given (names in another's run folder, too) is made ``printable``.
+    """
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Neutral(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text), style, control)
 
     width = None if stream.isatty() else PIPED_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return Neutral(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def progress_bar(

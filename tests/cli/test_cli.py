@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -455,6 +456,24 @@ def test_printable_shows_controls_and_keeps_text(text, shown):
 @given(st.floats(0, 1), st.integers(0, 40))
 def test_bar_has_its_width_whatever_the_share(share, width):
     assert len(bar(share, width)) == width
+
+
+def test_console_shows_names_that_others_chose_without_obeying_them():
+    from rich.table import Table
+    from rich.text import Text
+
+    from alignbeam.cli.console import make_console
+
+    stream = io.StringIO()
+    table = Table(title="run\x1b[31m\x1b]0;x\x07")
+    table.add_column("method\x1b[2J")
+    table.add_row("label\x9b31m\u202e")
+    console = make_console(stream)
+    console.print(table)
+    console.print("note\x1b[31m", Text("\x1b]52;c;x\x07"))
+    said = stream.getvalue()
+    assert "note\u241b[31m" in said
+    assert said == printable(said)
 
 
 def test_bar_and_column_are_empty_for_nan():
