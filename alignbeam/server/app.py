@@ -168,7 +168,8 @@ class Server:
         return headers
 
     def _counted(self, request: Request, response: Response) -> Response:
-        self.service.metrics.requests.labels(request.url.path, response.status_code).inc()
+        # Not the URL's path: some versions of starlette parse it out of the client's Host header.
+        self.service.metrics.requests.labels(request.scope["path"], response.status_code).inc()
         return response
 
     async def models(self) -> dict[str, Any]:
@@ -221,8 +222,8 @@ class Server:
 
     async def _on_problem(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
-        known = request.url.path in {r.path for r in self.app.routes if hasattr(r, "path")}
-        route = request.url.path if known else "other"
+        known = request.scope["path"] in {r.path for r in self.app.routes if hasattr(r, "path")}
+        route = request.scope["path"] if known else "other"
         self.service.metrics.requests.labels(route, error.status).inc()
         return JSONResponse(error.body, error.status, headers=dict(error.headers))
 

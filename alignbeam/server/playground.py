@@ -78,7 +78,7 @@ def add_routes(
         state = request.state
         compared = service.compare(plan, request_id=state.request_id, client=state.client)
         bare, full = await while_there(request, compared)
-        service.metrics.requests.labels(request.url.path, 200).inc()
+        service.metrics.requests.labels(request.scope["path"], 200).inc()
         return {
             "target": bare.result.text,
             "text": full.result.text,

@@ -284,3 +284,14 @@ def test_judge_process_that_does_not_even_read_is_replaced():
         assert not judge.alive
     finally:
         judge.close()
+
+
+@pytest.mark.parametrize("host", ["localhost/as-i-like?", "localhost/as-i-like#", "[", "a b"])
+def test_host_of_a_request_names_no_series(pair, host):
+    with serving(pair) as running, running.client() as client:
+        for asked in ({}, chat(max_tokens=1)):
+            client.post("/v1/chat/completions", json=asked, headers={"host": host})
+        page = client.get("/metrics").text
+    assert "as-i-like" not in page
+    route = 'alignbeam_requests_total{route="/v1/chat/completions"'
+    assert page.count(route) == 2
