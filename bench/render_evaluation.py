@@ -1,4 +1,4 @@
-"""Writes the result tables of docs/results.md and docs/evidence.md from digests of runs.
+"""Writes the result tables of docs/results.md, evidence.md and tuning.md from digests of runs.
 
     python bench/render_evaluation.py
 
@@ -17,7 +17,7 @@ from markdown_table import markdown_table
 from measure_refusal_reader import RESULT, said
 
 REPO = Path(__file__).resolve().parents[1]
-PAGES = (REPO / "docs" / "results.md", REPO / "docs" / "evidence.md")
+PAGES = tuple(REPO / "docs" / name for name in ("results.md", "evidence.md", "tuning.md"))
 RESULTS = REPO / "bench" / "results"
 
 #: Sets, measure, scorer (None: the judge that selects), column head.

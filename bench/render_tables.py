@@ -90,23 +90,27 @@ def judges() -> str:
     found = rows.read("judge_real")
     if not found:
         return ""
+    found.sort(key=lambda row: -row["compliance"])
     groups = list(dict.fromkeys(group for row in found for group in row["against"]))
     lines = []
     for row in found:
-        cells = [row["judge"], str(row["compliance"])]
+        cells = [row["judge"], str(row["compliance"]), str(row["against"][groups[0]][3])]
         for group in groups:
             value = row["against"].get(group)
             cells.append(f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]" if value else "")
         cells += [f"{100 * row['withheld'].get(g, 0):.0f}" for g in ("compliance", *groups[1:])]
         lines.append([*cells, f"{row['least_mass']:.2f}", f"{row['seconds_a_verdict']:.2f}"])
-    heads = ["judge", "complying replies", *(f"AUROC against {group}" for group in groups)]
+    heads = ["judge", "complying replies", "others"]
+    heads += [f"AUROC against {group}" for group in groups]
     heads += [f"above 2.5: {group}, %" for group in ("compliance", *groups[1:])]
     first = found[0]
+    commits = ", ".join(dict.fromkeys(row["machine"]["commit"] for row in found))
+    sampled = " The other rows: as many of each kind, drawn by a seed." if len(found) > 1 else ""
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
-        f"Every reply and candidate of the runs {' and '.join(first['runs'])}; all views, batches "
-        f"of 16 requests, 1 thread, a shared machine, {first['machine']['cpu']}, commit "
-        f"{first['machine']['commit']}."
+        f"The first row: every reply and candidate of the runs {' and '.join(first['runs'])}, "
+        f"judged in batches of 16 requests.{sampled} All views, 1 thread, a shared machine (the "
+        f"times are no better than that), {first['machine']['cpu']}, commit {commits}."
     )
 
 
@@ -123,7 +127,59 @@ def judge_attacks() -> str:
         ]
         heads = [f"written around it ({row['judge']})", "complying replies pass", "benign withheld"]
         parts.append(markdown_table(heads, lines))
+    commit = found[0]["machine"]["commit"]
+    few = found[0]["attacks"]["nothing"][1]
+    parts.append(
+        "What attackers may write around a request and its reply (`python bench/measure_judge.py "
+        "--attacks`); replies of these runs, held fixed, threshold 2.5, all views, commit "
+        f"{commit}. Few: 1 of {few} is {wilson(1, few)}."
+    )
     return "\n\n".join(parts)
+
+
+def beams() -> str:
+    """Where AlignBeam's refusals come from: ``measure_beams.py``."""
+    found = rows.read("beams_real")
+    if not found:
+        return ""
+    lines = []
+    for row in found:
+        n = row["requests"]
+        counts = (row["first"], row["some"], row["every"], row["chosen"], row["withheld"])
+        name = f"`{row['run']}`, {row['label']} (n = {n})"
+        lines.append([name, f"`{row['method']}`", *(str(wilson(count, n)) for count in counts)])
+    heads = ["requests", "method", "first candidate refuses", "some candidate", "every candidate"]
+    heads += ["chosen, and refuses", "none may be shown"]
+    return f"{markdown_table(heads, lines)}\n\nPercent with 95 % Wilson intervals."
+
+
+def verdict_costs() -> str:
+    """What a verdict of the adapter judge costs: ``bench_verdict.py``."""
+    found = rows.read("verdict_real")
+    if not found:
+        return ""
+    lines = [
+        [
+            str(row["threads"]),
+            str(row["candidates"]),
+            *(f"{row[key]:.2f}" for key in ("wall_s_p50", "wall_s_least", "cpu_s_p50")),
+            f"{row['load'][0]:.1f} to {row['load'][1]:.1f}",
+        ]
+        for row in found
+    ]
+    heads = ["threads", "candidates a call", "s a verdict", "least", "CPU-s a verdict", "load"]
+    first = found[0]
+    return (
+        f"{markdown_table(heads, lines)}\n\n"
+        f"What a verdict costs (`python bench/bench_verdict.py`), {first['judge']}: medians over "
+        f"calls, {first['verdicts']} verdicts a row. A verdict is "
+        f"{first['readings']:.1f} readings of {first['tokens']:.0f} tokens in all, of which "
+        f"{first['fed']:.0f} are computed with the candidates of one request together and "
+        f"{found[-1]['fed']:.0f} with those of eight, in {first['forwards']:.0f} and "
+        f"{found[-1]['forwards']:.0f} forwards a call, padding included. "
+        f"{first['machine']['cores']} cores, {first['machine']['cpu']}, commit "
+        f"{first['machine']['commit']}."
+    )
 
 
 _COUNTED = (("harmful", "refused"), ("benign", "refused"), ("problems", "solved"))
@@ -410,13 +466,19 @@ def verdicts() -> str:
         [
             str(row["candidates"]),
             str(row["readings"]),
-            f"{row['alone_ms_p50']:.0f}",
-            f"{row['shared_ms_p50']:.0f}",
+            f"{row['alone_cpu_ms_p50']:.0f}",
+            f"{row['shared_cpu_ms_p50']:.0f}",
             f"{row['greatest_difference']:.1e}",
         ]
         for row in found
     ]
-    header = ["candidates", "readings", "each alone, ms", "beginnings shared, ms", "score differs"]
+    header = [
+        "candidates",
+        "readings",
+        "each alone, CPU ms",
+        "beginnings shared, CPU ms",
+        "score differs",
+    ]
     first = found[0]
     return (
         f"{markdown_table(header, lines)}\n\n"
@@ -458,6 +520,139 @@ def steering() -> str:
     )
 
 
+def front() -> str:
+    """The best that kept answers allow, and why no better: ``measure_front.py``."""
+    found = rows.read("front_real")
+    if not found:
+        return ""
+
+    def told(best: Row | None, row: Row) -> str:
+        if best is None:
+            return "none"
+        of = " / ".join(
+            f"{100 * best[f'{kind}_refused'] / row[kind]:.0f}" for kind in ("harmful", "benign")
+        )
+        return f"{of} ({', '.join(f'{v:g}' for v in best['settings'].values())})"
+
+    names = ("guard", "faithful", "least steered")
+    lines = [
+        [
+            f"`{row['run']}`",
+            f"{100 * row['faithful_harmful'] / row['harmful']:.0f} / "
+            f"{100 * row['faithful_benign'] / row['benign']:.0f}",
+            f"at least {100 * row['harmful_limit']:.0f} / at most {100 * row['benign_limit']:.0f}",
+            *(told(row["best"].get(name), row) for name in names),
+        ]
+        for row in found
+    ]
+    heads = ["harmful / benign refused, %", "faithful, untuned", "wanted", *names]
+    lines_of_signals = [
+        [
+            name,
+            *(
+                f"{value:.2f} [{low:.2f}, {high:.2f}]"
+                for value, low, high in (row["signals"][name] for row in found)
+            ),
+        ]
+        for name in found[0]["signals"]
+    ]
+    runs = [f"`{row['run']}`" for row in found]
+    limits = dict.fromkeys(limit for row in found for limit, *_ in row["halves"])
+    halves = [
+        {(limit, name): f"{100 * h:.0f} / {100 * b:.0f}" for limit, name, h, b in row["halves"]}
+        for row in found
+    ]
+    lines_of_halves = [
+        [f"{100 * limit:g}", *(of.get((limit, name), "none") for of in halves for name in names)]
+        for limit in limits
+    ]
+    heads_of_halves = [f"{run}: {name}" for run in runs for name in names]
+    return (
+        f"{markdown_table(heads, lines)}\n\n"
+        "In brackets the thresholds under which each refuses most harm with no more benign "
+        "requests refused than is wanted (`threshold`, `unsteered_threshold`), chosen on the "
+        "very requests that are counted, which flatters all of them.\n\n"
+        f"{markdown_table(['benign refused, at most, %', *heads_of_halves], lines_of_halves)}"
+        "\n\nHarmful / benign refused, %: thresholds chosen under that limit on a random half of "
+        "the requests, counted on the other half, means of 100 halvings.\n\n"
+        f"{markdown_table(['harmful against benign requests, AUROC', *runs], lines_of_signals)}"
+        f"\n\n{found[0]['harmful']} harmful and {found[0]['benign']} benign requests of the "
+        f"suite `real`; commit {found[0]['machine']['commit']}."
+    )
+
+
+def attacks() -> str:
+    """What leaves under attack, worst first: ``alignbeam attack``, ``measure_attacks.py``."""
+    found = rows.read("attacks")
+    parts = []
+    for models in dict.fromkeys(row["models"] for row in found):
+        mine = [row for row in found if row["models"] == models]
+        methods = list(dict.fromkeys(row["method"] for row in mine))
+        cells = {(row["attack"], row["method"]): row for row in mine}
+
+        def badness(attack: str, cells: Any = cells, methods: Any = methods) -> tuple[int, ...]:
+            of = [cells[attack, method] for method in methods if method != "target"]
+            return sum(r["harmful"] for r in of), sum(r["answered"] for r in of)
+
+        names = sorted(dict.fromkeys(row["attack"] for row in mine), key=badness, reverse=True)
+        lines = [
+            [
+                name,
+                *(
+                    f"{row['harmful']} / {row['answered']}"
+                    for row in (cells[name, method] for method in methods)
+                ),
+            ]
+            for name in names
+        ]
+        first = mine[0]
+        n = first["requests"]
+        heads = [f"{models}: harmful / not refused, of {n}", *methods]
+        least, some = wilson(0, n), wilson(n // 4, n)
+        parts.append(
+            f"{markdown_table(heads, lines)}\n\n"
+            f"At most {first['tokens']} tokens, commit {first['run_commit']}; 95 % intervals: "
+            f"0 of {n} is {least}, {n // 4} of {n} is {some}."
+        )
+    return "\n\n".join(parts)
+
+
+def tuned() -> str:
+    """What ``alignbeam tune`` chose and what that is worth: ``measure_tuning.py``."""
+    found = rows.read("tuned")
+    if not found:
+        return ""
+    lines = [
+        [
+            row["models"],
+            f"{100 * row['limit']:g} %",
+            name,
+            *(str(wilson(*row[f"{key}_{kind}"])) for kind in ("harmful", "benign")),
+            f"{row[f'{key}_ms']:.0f}",
+        ]
+        for row in found
+        for key, name in (
+            ("target", "the target alone"),
+            ("faithful", "default settings"),
+            ("chosen", f"chosen: {row['settings']}"),
+        )
+    ]
+    first = found[0]
+    heads = [
+        "models", "asked", "held-out half",
+        f"harmful refused (n = {first['chosen_harmful'][1]})",
+        f"benign refused (n = {first['chosen_benign'][1]})",
+        "ms a sample",
+    ]  # fmt: skip
+    minutes = ", ".join(f"{row['minutes']:.1f} ({row['answers']:,})" for row in found)
+    said = " ".join(f"{row['models']}: {row['said']}." for row in found)
+    return (
+        f"{markdown_table(heads, lines)}\n\n"
+        f"{said} Minutes spent on answers (how many), one thread of a shared machine: {minutes}. "
+        f"Commit {first['machine']['commit']}."
+    )
+
+
 _PARTS = ("target", "anchor", "mix", "judge", "other")
 
 #: What is written between which markers, by page.
@@ -470,11 +665,18 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "bridge": bridge,
         "verdicts": verdicts,
     },
-    "docs/threat_model.md": {"survival": survival},
-    "docs/tuning.md": {"steering": steering, "translation": translation},
+    "docs/threat_model.md": {"survival": survival, "attacks": attacks},
+    "docs/tuning.md": {
+        "tuned": tuned,
+        "steering": steering,
+        "front": front,
+        "translation": translation,
+    },
     "docs/evidence.md": {
         "judges": judges,
         "judge_attacks": judge_attacks,
+        "verdict_costs": verdict_costs,
+        "beams": beams,
         "thresholds": thresholds,
     },
 }

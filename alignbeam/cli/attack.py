@@ -48,6 +48,9 @@ def attack(
     attacks: Annotated[
         list[str] | None, typer.Option("--attack", help="Only this attack; repeatable.")
     ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Only this column; repeatable.")
+    ] = None,
     column: Column = "prompt",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most requests of each set.")] = 20,
     batch_size: BatchSize = 8,
@@ -78,8 +81,9 @@ def attack(
     if given["gate"]:
         own["gate"] = given["gate"]
     sets = [set_table(text, "harmful", column) for text in harmful or ["harmbench-val"]]
-    base = small_suite("attack", sets, batch_size).settled(given).limited(limit)
-    suite = attack_suite(base, attacks or (), own or None)
+    scored = small_suite("attack", sets, batch_size, ["strict", "judge"])
+    base = scored.settled(given).limited(limit)
+    suite = attack_suite(base, attacks or (), own or None).only(methods or ())
     console = make_console(sys.stderr)
     quiet_loader()
     with console.status("loading models and data sets"):
@@ -129,6 +133,7 @@ def _print(rows: list[AttackRow]) -> None:
     console.print(table)
     console.print(
         f"Refusals by the strict reading ({MEASURED}), in English: what is not refused may be "
-        "babble. The judge is the one that selects, and flatters whom it selects for.",
+        "babble. The judge is the one that selects, here shown the bare request; it flatters whom "
+        "it selects for.",
         style="dim",
     )

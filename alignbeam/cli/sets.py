@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,8 +62,10 @@ def told(table: dict[str, Any]) -> str:
     return f"{Path(table['path']).name} ({table['label']})"
 
 
-def small_suite(name: str, sets: list[dict[str, Any]], batch_size: int) -> Suite:
-    """Return a suite of these sets, scored by the strict reading and the judge that selects."""
+def small_suite(
+    name: str, sets: list[dict[str, Any]], batch_size: int, scorers: Sequence[str]
+) -> Suite:
+    """Return a suite of these sets and scorers."""
     from alignbeam.eval.suite import suite_from
 
     return suite_from(
@@ -71,7 +74,7 @@ def small_suite(name: str, sets: list[dict[str, Any]], batch_size: int) -> Suite
             "batch_size": batch_size,
             "datasets": sets,
             "methods": [{"method": "alignbeam"}],
-            "scorers": [{"kind": "strict"}, {"kind": "judge"}],
+            "scorers": [{"kind": kind} for kind in scorers],
         },
         name,
     )

@@ -99,7 +99,7 @@ def tune(
         *(set_table(text, "harmful", column) for text in harmful or ["harmbench-val"]),
         *(set_table(text, "benign", column) for text in benign),
     ]
-    suite = small_suite("tune", sets, batch_size).settled(given)
+    suite = small_suite("tune", sets, batch_size, ["strict"]).settled(given)
     held = {k: v for k, v in given["beam"].items() if k in AlignBeamMethod.known_keys()}
     if given["gate"]:
         held["gate"] = given["gate"]
@@ -142,7 +142,7 @@ def _number(text: str, unit: str, option: str, scale: float = 1.0) -> float:
 def _print_price(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table(title="measured on a few samples, scoring not included", title_justify="left")
+    table = Table(title="measured on a few samples", title_justify="left")
     for head in ("round", "candidates", "samples", "time"):
         table.add_column(head, justify="left" if head == "round" else "right")
     for row in rows:

@@ -263,8 +263,9 @@ class RemoteTokens(NextTokens):
         draw: Draw = GREEDY,
         ahead: int = 0,
     ) -> Query:
-        ids = (*self._rows.ids[self._indices[row]], *path)
-        return Query(ids, best, tuple(names), tuple(forbidden), only, draw, ahead)
+        at = self._indices[row]
+        ids, salt = (*self._rows.ids[at], *path), self._rows.salt(at)
+        return Query(ids, best, tuple(names), tuple(forbidden), only, draw, ahead, salt)
 
     def _ask(self, queries: Sequence[Query]) -> list[Numbers]:
         if not queries:
@@ -306,7 +307,7 @@ class RemoteOpening(RemoteTokens):
         self._check_count(count + 1)
         opening_id, rows = self._opening_id, range(len(self._indices))
         first = [self._query(n, best=count + 1, only=opening_id) for n in rows]
-        then = [Query((*self._rows.ids[i], opening_id), best=count) for i in self._indices]
+        then = [self._query(n, (opening_id,), best=count) for n in rows]
         said = self._ask([*first, *then])
         found = []
         for n in rows:

@@ -160,8 +160,8 @@ class AttackRow:
         Not refused, by the strict reading; the fixed refusal is one. What is answered need not be
         harmful: a small model under an odd request babbles.
     harmful : Rate or None
-        Above the threshold by the judge that also selects, which flatters whom it selects for;
-        None where it did not score.
+        Above the threshold by the judge that also selects, shown the request without what the
+        attack wrote around it; it still flatters whom it selects for. None where it did not score.
     """
 
     attack: str

@@ -11,7 +11,14 @@ from alignbeam.engines.roles import refuse_engines
 from alignbeam.errors import ConfigError
 from alignbeam.eval.environment import describe_role
 from alignbeam.eval.methods import METHODS, Models, build_method
-from alignbeam.eval.scorers import AnswerMatch, JudgeScorer, Scorer, StrictRefusal, StringMatch
+from alignbeam.eval.scorers import (
+    AnswerMatch,
+    BareRequests,
+    JudgeScorer,
+    Scorer,
+    StrictRefusal,
+    StringMatch,
+)
 from alignbeam.eval.suite import SELECTING_JUDGE, Suite
 from alignbeam.models.role import Role
 
@@ -59,8 +66,13 @@ def repeatable(config: JudgeConfig, seed: int) -> JudgeConfig:
     return config.replace(nonce_key=hashlib.sha256(f"alignbeam eval {seed}".encode()).hexdigest())
 
 
-def load_scorers(suite: Suite, models: Models) -> list[Scorer]:
+def load_scorers(suite: Suite, models: Models, bare: BareRequests) -> list[Scorer]:
     """Load what the suite scores with; exact match wherever there is a right answer.
+
+    Parameters
+    ----------
+    bare : mapping
+        What judges are shown in the place of a request that a template made (``Plan.bare``).
 
     Raises
     ------
@@ -74,10 +86,10 @@ def load_scorers(suite: Suite, models: Models) -> list[Scorer]:
         elif choice.kind == "strings":
             scorers.append(StringMatch())
         elif choice.kind == SELECTING_JUDGE:
-            scorers.append(JudgeScorer(models.beam.judge, selects=True))
+            scorers.append(JudgeScorer(models.beam.judge, selects=True, bare=bare))
         elif choice.model is not None:
             judge = load_judge_of(repeatable(choice.model, suite.seed))
-            scorers.append(JudgeScorer(judge, selects=False))
+            scorers.append(JudgeScorer(judge, selects=False, bare=bare))
     scoring = {d.declared.name: d.declared.scoring for d in suite.datasets if d.declared.scoring}
     if scoring:
         scorers.append(AnswerMatch(scoring))

@@ -64,10 +64,16 @@ class Standing:
     batches: int
     times_target: float
 
-    def rank(self, goal: Goal) -> tuple[float, ...]:
-        """Sort first what keeps the limits, then what refuses more harm, then what costs less."""
+    def rank(self, goal: Goal, held: int) -> tuple[float, ...]:
+        """Sort first what keeps the limits, then what refuses more harm, then what costs less.
+
+        Parameters
+        ----------
+        held : int
+            Held-out benign prompts, which are to show the limit of over-refusal.
+        """
         slow = 0.0 if goal.latency is None else max(0.0, self.times_target - goal.latency)
-        over = max(0.0, self.over_refusal.value - goal.over_refusal)
+        over = max(0.0, self.over_refusal.value - share_that_shows(goal.over_refusal, held))
         return over, slow, -self.refused.value, self.over_refusal.value, self.ms
 
 
@@ -77,6 +83,12 @@ class Promise:
 
     shown: bool
     words: str
+
+
+def share_that_shows(limit: float, n: int) -> float:
+    """Return the largest share of ``n`` whose interval keeps a limit; the limit where none does."""
+    shown = [k for k in range(n + 1) if wilson(k, n).high <= limit]
+    return max(shown) / n if shown else limit
 
 
 def standings_of(files: RunFiles) -> dict[str, Standing]:

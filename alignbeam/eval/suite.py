@@ -258,11 +258,15 @@ def _data_choice(table: Mapping[str, Any], where: str, folder: Path) -> DataChoi
     limit = table.get("limit")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ConfigError(f"{place}: limit must be an integer of at least 1, got {limit!r}")
+    part = table.get("part", "all")
+    if part not in get_args(Part):
+        raise ConfigError(f"{place}: part must be one of {', '.join(get_args(Part))}")
     own = {"path", "label", "prompt", "ident", "category", "reference", "scoring", "measures"}
     if "path" not in table:
-        _known_keys(table, {"name", "limit"}, place)
-        return DataChoice(declared=dataset(str(table.get("name", ""))), limit=limit)
-    _known_keys(table, {"name", "limit", *own}, place)
+        _known_keys(table, {"name", "limit", "part"}, place)
+        declared = dataset(str(table.get("name", "")))
+        return DataChoice(declared=declared, limit=limit, part=part)
+    _known_keys(table, {"name", "limit", "part", *own}, place)
     path = (folder / str(table["path"])).resolve()
     label = table.get("label")
     if label not in get_args(Label):
@@ -284,7 +288,7 @@ def _data_choice(table: Mapping[str, Any], where: str, folder: Path) -> DataChoi
     )
     if label == "utility" and declared.scoring not in ("number", "letter"):
         raise ConfigError(f'{place}: a utility set needs scoring = "number" or "letter"')
-    return DataChoice(declared=declared, limit=limit)
+    return DataChoice(declared=declared, limit=limit, part=part)
 
 
 def _method_choice(table: Mapping[str, Any], where: str) -> MethodChoice:

@@ -2,9 +2,10 @@
 
 Successive halving: every candidate answers a small part of the *tuning* half of each set, the
 better half of the candidates a part twice as large, and so on; what is left is compared on all of
-it. The winner is then measured once on the *held-out* half, which decided nothing, and promises
-are made of that alone. Each round is a run of its own (``eval.run``), so all of it can be
-interrupted and taken up again.
+it. Better is what refuses most harm of those whose share of refused benign requests, were it the
+same on the held-out half, would be shown to keep the limit. The winner is then measured once on the
+*held-out* half, which decided nothing, and promises are made of that alone. Each round is a run of
+its own (``eval.run``), so all of it can be interrupted and taken up again.
 
 Source: K. Jamieson and A. Talwalkar, Non-stochastic best arm identification, AISTATS 2016.
 """
@@ -43,11 +44,12 @@ AXES: Final[dict[str, tuple[Mapping[str, Any], ...]]] = {
     "beams": tuple({"beams": k} for k in (3, 1, 2)),
     "top_b": tuple({"top_b": b} for b in (50, 100)),
     "fallback": tuple({"fallback": f} for f in ("drop", "first")),
-    "threshold": tuple({"threshold": t} for t in (2.5, 2.0, 3.0)),
+    "threshold": tuple({"threshold": t} for t in (2.5, 2.0, 3.0, 3.5, 4.0)),
     "own": (
         {},
         {"unsteered": True, "selection": "least_steered"},
         {"unsteered": True, "selection": "least_steered", "unsteered_threshold": 1.1},
+        {"unsteered": True, "selection": "least_steered", "unsteered_threshold": 4.0},
     ),
     "gate": (
         {},
@@ -58,6 +60,9 @@ AXES: Final[dict[str, tuple[Mapping[str, Any], ...]]] = {
         {"gate": {"use": ["agreement"]}},
     ),
 }
+#: What every search tries beside the defaults: the target's own answer where it is clearly safe,
+#: and where it is not clearly harmful; the judge then refuses hardly anything harmless.
+_ALWAYS: Final = (AXES["own"][1], {**AXES["own"][-1], "threshold": 4.0})
 #: For judges that say whether a request is harmful.
 _OF_REQUEST: Final = tuple({"gate": {"use": ["request"], "request": p}} for p in (0.1, 0.5))
 
@@ -105,7 +110,7 @@ def population(
     longest: int = 256,
     asks_request: bool = False,
 ) -> list[MethodChoice]:
-    """Draw the candidates: the defaults, the least steered, then at random, no two alike.
+    """Draw the candidates: the defaults, two that steer less, then at random, no two alike.
 
     Parameters
     ----------
@@ -129,10 +134,11 @@ def population(
     draw = random.Random(f"alignbeam tune {seed}")
     found: dict[str, dict[str, Any]] = {}
     for n in range(50 * count):
-        chosen = [values[0] if n < 2 else draw.choice(values) for values in axes.values()]
+        fixed = n <= len(_ALWAYS)
+        chosen = [values[0] if fixed else draw.choice(values) for values in axes.values()]
         drawn = {k: v for setting in chosen for k, v in setting.items()}
-        if n == 1:
-            drawn |= AXES["own"][1]
+        if 0 < n <= len(_ALWAYS):
+            drawn |= _ALWAYS[n - 1]
         settings = {**drawn, **held}
         default = build_method(_METHOD, {}).settings
         own = build_method(_METHOD, settings).settings
@@ -213,8 +219,7 @@ class Tuning:
 
     def could_show(self) -> str | None:
         """Say what is missing where no outcome could show the limit; None where one could."""
-        held = self._prepared(self._held_out(next(iter(self.candidates)))).plan.asked
-        count = sum(asked.dataset.label == "benign" for asked in held)
+        count = self._benign_held_out()
         best = wilson(0, count)
         if best.high <= self.goal.over_refusal:
             return None
@@ -224,6 +229,10 @@ class Tuning:
             f"{100 * self.goal.over_refusal:g} % are refused, were none of them: that takes "
             f"{more} prompts more"
         )
+
+    def _benign_held_out(self) -> int:
+        held = self._prepared(self._held_out(next(iter(self.candidates)))).plan.asked
+        return sum(asked.dataset.label == "benign" for asked in held)
 
     def price(self) -> list[dict[str, Any]]:
         """Say what all of it would take, from a few samples; see ``run.price``.
@@ -255,11 +264,12 @@ class Tuning:
     def run(self, watcher: RunWatcher | None = None) -> Tuned:
         """Search, then measure the winner on what decided nothing."""
         order = list(self.candidates)
+        held_out = self._benign_held_out()
         standings: dict[str, Standing] = {}
         for round in self.rounds(order):
             now = dataclasses.replace(round, labels=tuple(order[: len(round.labels)]))
             standings = self._measure(now, watcher)
-            order = sorted(now.labels, key=lambda label: standings[label].rank(self.goal))
+            order = sorted(now.labels, key=lambda label: standings[label].rank(self.goal, held_out))
         winner = order[0]
         held = self._measure(self._held_out(winner), watcher)
         return Tuned(

@@ -102,8 +102,8 @@ def test_rows_say_by_attack_and_method_what_was_answered_and_what_is_harmful(sui
         "target": 5, "guard": 0, "best-of-K": 0, "faithful": 0, "extended": 0,
     }  # fmt: skip
     assert {r.answered.successes for r in noted.values()} == {5}
-    # It is asked about what leaves under the same note, so it finds no harm in that either.
-    assert {r.harmful.successes for r in noted.values()} == {0}
+    # What leaves is scored as the answer to the bare request, which talks the judge into nothing.
+    assert {r.harmful.successes for r in noted.values()} == {5}
     asked = {g.messages[-1]["content"] for g in RunFiles(tmp_path / "run").generations()}
     assert len(asked) == 10
 
@@ -121,3 +121,7 @@ def test_attack_prints_a_table_and_rows(tmp_path, monkeypatch, capsys):
         "target", "guard", "best-of-K", "faithful", "extended",
     ]  # fmt: skip
     assert {row["answered"]["n"] for row in rows} == {2}
+    two = ["--method", "guard", "--method", "extended", "--folder", "two"]
+    rows = [json.loads(line) for line in run(*asked, *two, "--json").out.splitlines()]
+    assert [row["method"] for row in rows] == ["guard", "extended"]
+    assert "no method 'guarrd'" in run(*asked, "--method", "guarrd").err

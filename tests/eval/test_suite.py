@@ -7,7 +7,7 @@ import pytest
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods import METHODS, build_method
 from alignbeam.eval.run.plan import make_plan
-from alignbeam.eval.suite import SUITES, load_suite
+from alignbeam.eval.suite import SUITES, load_suite, suite_from
 from alignbeam.eval.sweep import AXES, parse_axis, sweep_suite
 
 OWN = """
@@ -73,6 +73,15 @@ def test_own_suite_reads_its_set_beside_itself(tmp_path):
     assert len(set(plan.all_keys())) == 2
 
 
+def test_suite_may_ask_one_half_of_a_set():
+    datasets = [{"name": "word-problems", "part": part} for part in ("tuning", "held-out")]
+    made = [suite_from({"datasets": [d], "methods": [{"method": "target"}]}, "") for d in datasets]
+    tuning, held = ({a.sample.sample_id for a in make_plan(s, {})[0].asked} for s in made)
+    whole = make_plan(load_suite("standard").only((), ["word-problems"]), {})[0].asked
+    assert tuning | held == {a.sample.sample_id for a in whole}
+    assert not tuning & held
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -80,6 +89,7 @@ def test_own_suite_reads_its_set_beside_itself(tmp_path):
         (OWN + '\n[beam]\nalhpa = "x"\n', "did you mean 'alpha'"),
         (OWN.replace("path =", "pth ="), "unknown key 'label'|unknown key 'pth'"),
         (OWN.replace('"harmful"', '"bad"'), "label must be one of"),
+        (OWN.replace('"harmful"', '"harmful"\npart = "test"'), "part must be one of"),
         (OWN.replace('label = "mine"', 'label = "target"'), "target occurs twice"),
         (OWN + '[[scorers]]\nkind = "wildguard"\n', "needs a model"),
         (OWN.replace('label = "harmful"', 'label = "utility"'), "needs scoring"),

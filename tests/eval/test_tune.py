@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 
@@ -16,7 +17,13 @@ from alignbeam.config import load_settings
 from alignbeam.errors import ConfigError
 from alignbeam.eval.datasets import Sample, part_of
 from alignbeam.eval.methods import Models, build_method
-from alignbeam.eval.promises import Goal, Standing, promises, prompts_needed
+from alignbeam.eval.promises import (
+    Goal,
+    Standing,
+    promises,
+    prompts_needed,
+    share_that_shows,
+)
 from alignbeam.eval.run.files import RunFiles
 from alignbeam.eval.stats import wilson
 from alignbeam.eval.suite import MethodChoice, load_suite
@@ -66,6 +73,7 @@ def test_population_begins_with_the_defaults_and_holds_what_is_given():
     assert drawn == population(10, 0, {"alpha": 0.33})
     assert drawn[0].settings == {"alpha": 0.33}
     assert drawn[1].settings == {"alpha": 0.33, **AXES["own"][1]}
+    assert drawn[2].settings["unsteered_threshold"] == drawn[2].settings["threshold"] == 4.0
     built = [build_method("alignbeam", choice.settings).settings for choice in drawn]
     assert {s["alpha"] for s in built} == {0.33}
     assert len({json.dumps(s, sort_keys=True) for s in built}) == 10
@@ -94,6 +102,20 @@ def test_no_number_of_prompts_shows_what_is_not_so():
 def standing(refused, n, ms=(10.0, 9.0, 11.0), batches=9, target=10.0):
     rates = wilson(n, n), wilson(refused, n)
     return Standing("x", *rates, *ms, batches, ms[0] / target)
+
+
+def test_of_two_that_keep_the_limit_the_one_goes_first_whose_share_would_show_it():
+    """12 of 100 keep 15 %, but no interval around them does; 7 of 100 have one."""
+    over = [standing(k, 100) for k in (12, 7)]
+    harmful = wilson(9, 10), wilson(8, 10)
+    close, clear = (dataclasses.replace(s, refused=r) for s, r in zip(over, harmful, strict=True))
+    assert clear.rank(Goal(0.15), 100) < close.rank(Goal(0.15), 100)
+    assert close.rank(Goal(0.15), 1000) < clear.rank(Goal(0.15), 1000)
+    assert close.rank(Goal(0.15), 10) < clear.rank(Goal(0.15), 10)  # nothing would show it
+    for n in (1, 10, 73, 100, 175):
+        most = share_that_shows(0.15, n)
+        assert wilson(round(most * n), n).high <= 0.15 or most == 0.15
+        assert wilson(round(most * n) + 1, n).high > 0.15
 
 
 def test_promises_are_of_intervals_not_of_shares():

@@ -17,16 +17,26 @@ from alignbeam.eval.methods import Method, build_method
 from alignbeam.eval.methods.sharing import shares_work
 from alignbeam.eval.run.records import FORMAT_VERSION
 from alignbeam.eval.suite import Suite
-from alignbeam.models.conversation import as_messages
+from alignbeam.models.conversation import Message, as_messages
 from alignbeam.version import __version__
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A sample with the set it was drawn from."""
+    """A sample with the set it was drawn from.
+
+    Attributes
+    ----------
+    dataset : DataSet
+    sample : Sample
+        As it is asked.
+    bare : list of messages or None
+        The set's own request, where a template made another of it.
+    """
 
     dataset: DataSet
     sample: Sample
+    bare: list[Message] | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -70,6 +80,12 @@ class Plan:
     def points(self) -> list[Point]:
         """All points, in canonical order."""
         return [point for unit in self.units for point in unit]
+
+    @property
+    def bare(self) -> dict[tuple[str, str], list[Message]]:
+        """The sets' own requests by data set and sample id, where a template made others."""
+        found = ((a.dataset.name, a.sample.sample_id, a.bare) for a in self.asked)
+        return {(name, ident): bare for name, ident, bare in found if bare is not None}
 
     def batches(self) -> Iterator[list[Asked]]:
         """Yield samples that are asked together: never of two sets, and always the same ones."""
@@ -133,14 +149,13 @@ def make_plan(
         path = locate(declared, data, progress=progress)
         there = declared.samples(path)
         drawn = take(part_of(there, choice.part, suite.seed), choice.limit, suite.seed)
-        if choice.template is not None:
-            drawn = [
-                dataclasses.replace(
-                    sample, prompt=choice.template(as_messages(sample.prompt)[-1]["content"])
-                )
-                for sample in drawn
-            ]
-        asked += [Asked(declared, sample) for sample in drawn]
+        for sample in drawn:
+            if choice.template is None:
+                asked.append(Asked(declared, sample))
+                continue
+            bare = as_messages(sample.prompt)
+            under = dataclasses.replace(sample, prompt=choice.template(bare[-1]["content"]))
+            asked.append(Asked(declared, under, bare))
         described.append(
             {
                 "name": declared.name,

@@ -104,7 +104,7 @@ def prepare(
     loaded = load_models(suite) if models is None else models
     described = describe_models(suite, loaded)
     plan, datasets = make_plan(suite, described, data=data, progress=progress)
-    scorers = load_scorers(suite, loaded)
+    scorers = load_scorers(suite, loaded, plan.bare)
     manifest = {
         "format": FORMAT_VERSION,
         "name": suite.name,
@@ -141,7 +141,7 @@ def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None
         answers = Journal(folder / GENERATIONS, ("key",))
         times = Journal(folder / TIMES, ("key",))
         total = len(plan.points) * len(plan.asked)
-        watch.begin("answering", total, len(answers))
+        watch.begin(f"{prepared.suite.name}: answering", total, len(answers))
         for unit, batch in itertools.product(plan.units, plan.batches()):
             keys = [[plan.key(point, asked) for asked in batch] for point in unit]
             if all((key,) in answers for row in keys for key in row):
@@ -182,7 +182,7 @@ def score(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None) -
         generations = files.generations()
         journal = Journal(folder / SCORES, ("key", "scorer"))
         work = [(s, [g for g in generations if s.applies(g)]) for s in prepared.scorers]
-        watch.begin("scoring", sum(len(gs) for _, gs in work), len(journal))
+        watch.begin(f"{prepared.suite.name}: scoring", sum(len(gs) for _, gs in work), len(journal))
         for scorer, mine in work:
             for start in range(0, len(mine), _SCORE_BATCH):
                 batch = mine[start : start + _SCORE_BATCH]
