@@ -56,7 +56,18 @@ class EngineUnavailable(AlignBeamError, RuntimeError):
 
 
 class EngineFault(EngineUnavailable):
-    """An inference engine answers what it must not: missing numbers, NaN, another model."""
+    """An inference engine answers what it must not: missing numbers, NaN, another model.
+
+    Attributes
+    ----------
+    public : str
+        The message without the engine's own words: these may quote what it was asked, so they are
+        for use at home only.
+    """
+
+    def __init__(self, message: str = "", role: str = "", words: str = "") -> None:
+        super().__init__(f"{message}: {words}" if words else message, role)
+        self.public = message
 
 
 class BackendUnavailable(AlignBeamError, RuntimeError):

@@ -42,6 +42,7 @@ ViewName = Literal[
     "last-turn",
     "reply",
     "request-parts",
+    "last-sentence",
     "reply-parts",
     "turns",
     "plain-letters",

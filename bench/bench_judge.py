@@ -52,13 +52,13 @@ class Survival:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Time of the verdicts of K candidates of one request, ms."""
+    """CPU time of the verdicts of K candidates of one request, ms."""
 
     candidates: int
     readings: int
     prompt_tokens: int
-    shared_ms_p50: float
-    alone_ms_p50: float
+    shared_cpu_ms_p50: float
+    alone_cpu_ms_p50: float
     greatest_difference: float
     runs: int
 
@@ -118,7 +118,7 @@ def cost(candidates: Sequence[int]) -> list[Cost]:
             },
             20.0,
         )
-        medians = {name: quantile_of(t.wall, 0.5) * 1e3 for name, t in times.items()}
+        medians = {name: quantile_of(t.cpu, 0.5) * 1e3 for name, t in times.items()}
         prompt = judge._rows(request, texts[0])[0].ids
         found.append(
             Cost(

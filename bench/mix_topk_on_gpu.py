@@ -107,6 +107,8 @@ class Systems:
             else:
                 peer = bench.compiled(getattr(peers, name), self._mode)
                 name = f"compile_{name}"
+            if name in self._unwanted:
+                continue
             what = f"{name}, {group.dtype}, R = {group.rows}"
             if self._budget.left() - self._dearest_s < reserve_s:
                 self._budget.leave_out(what, "the seconds are kept for what is not compiled")

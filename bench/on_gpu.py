@@ -1,10 +1,12 @@
 """Everything that waits for a GPU, in one call of under five minutes.
 
 ``python bench/on_gpu.py --out DIR`` builds the kernels for the GPU at hand, runs the GPU tests,
-times one mixing step against its peers, runs a short program under compute-sanitizer, and times
-whole answers. What it finds is in DIR at any moment, also when it is killed:
+times one mixing step against its peers and in its parts, runs a short program under
+compute-sanitizer, and times whole answers. What it finds is in DIR at any moment, also when it is
+killed:
 
-- ``mix_topk_cuda.jsonl`` and ``decode_cuda.jsonl``: rows, each written when it is measured;
+- ``mix_topk_cuda.jsonl``, ``phases_cuda.jsonl`` and ``decode_cuda.jsonl``: rows, each written when
+  it is measured;
 - ``steps.jsonl``: how each step ended; ``log.txt``: what they printed;
 - ``summary.md``: printed at the end, too; ``--summary`` writes it anew from the rest of DIR.
 
@@ -100,6 +102,9 @@ def steps(out: Path, leave_out: str = "") -> list[Step]:
             Command([*pytest, "tests/ops/test_triton.py", "-k", "real_widths"]),
         ]),
         Step("kernel", 120, "not yet: its parts took 52 s", [Command(mix, politely=True)]),
+        Step("phases", 40, "not yet", [
+            Command([python, "bench/phases.py", "--out", str(out / "phases_cuda.jsonl")])
+        ]),
         Step("sanitizers", 40, "20 s", [
             # Without a filter by kernel: only so does initcheck see what torch's kernels write.
             # Without torch's cache of memory: a read beyond a tensor would end in another's block.

@@ -20,6 +20,7 @@ _SETS = {
     "cpu": "",
     "cpu_avx2": "The same machine with ALIGNBEAM_CPU_ISA=avx2; the peers keep all that it has. ",
     "cuda": "",
+    "cuda_h100": "Another card. ",
 }
 
 
@@ -178,7 +179,8 @@ def cuda_targets(found: Found) -> str:
         where = f"R = {count}, {dtype}"
         us = row["p50_us"]
         copy = next(iter(pick(same, system="copy")), None)  # of the same bytes, in turns
-        if dtype == "bf16" and count in CUDA_US:
+        # An H200's targets; where another card is held to them, it is by ratios.
+        if dtype == "bf16" and count in CUDA_US and "H200" in row["machine"]["gpu"]:
             gate, stretch = CUDA_US[count]
             lines.append([f"us, {where}", f"{gate}", f"{stretch}", number(us),
                           met(-us, -gate, -stretch)])  # fmt: skip
@@ -202,6 +204,35 @@ def cuda_targets(found: Found) -> str:
     if not lines:
         return ""
     return markdown_table(["target", "gate", "stretch", "measured", "met"], lines)
+
+
+def phases_table(found: Found, dtype: str) -> str:
+    """One line per part of a step, one column per R: when it ended, and how long it took."""
+    group = pick(found, dtype=dtype)
+    counts = sorted({row["rows"] for row in group})
+    lines = []
+    for part in dict.fromkeys(row["part"] for row in group):
+        cells = []
+        for count in counts:
+            row = next(iter(pick(group, part=part, rows=count)), None)
+            took = "" if row is None or math.isnan(row["took_p50_us"]) else (
+                f" ({row['took_p50_us']:.1f})"
+            )  # fmt: skip
+            cells.append(f"{row['since_start_p50_us']:.1f}{took}" if row else "")
+        lines.append([part, *cells])
+    header = [f"{dtype}, us since the start (took)", *(f"R = {count}" for count in counts)]
+    return markdown_table(header, lines)
+
+
+def phases_section(found: Found) -> str:
+    machine = found[0]["machine"]
+    tables = [phases_table(found, dtype) for dtype in dict.fromkeys(r["dtype"] for r in found)]
+    return "\n\n".join([
+        f"## Where a CUDA step's time goes\n\n{machine['gpu']}, commit {machine['commit']}: "
+        "medians over the rows of eight steps, each alone and with no logits in a cache "
+        "(`bench/phases.py`); marked, and with its code cold, a step is slower than in a graph.",
+        *tables,
+    ])  # fmt: skip
 
 
 def met(value: float, gate: float, stretch: float) -> str:
@@ -333,8 +364,12 @@ def main() -> None:
     sets = {name: bench_rows.read(f"mix_topk_{name}") for name in _SETS}
     sets = {name: found for name, found in sets.items() if found}
     sections = [f"## Targets\n\n{targets(sets)}"] if "cpu" in sets else []
-    if "cuda" in sets:
-        sections.append(f"## Targets on a GPU\n\n{cuda_targets(sets['cuda'])}")
+    for name, found in sets.items():
+        if name.startswith("cuda"):
+            gpu = found[0]["machine"]["gpu"]
+            sections.append(f"## Targets on a GPU: {gpu}\n\n{cuda_targets(found)}")
+    if phases := bench_rows.read("phases_cuda"):
+        sections.append(phases_section(phases))
     for name, found in sets.items():
         sections.append(section(name, found))
         path = bench_rows.RESULTS / f"mix_topk_{name}.svg"

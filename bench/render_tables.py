@@ -90,23 +90,27 @@ def judges() -> str:
     found = rows.read("judge_real")
     if not found:
         return ""
+    found.sort(key=lambda row: -row["compliance"])
     groups = list(dict.fromkeys(group for row in found for group in row["against"]))
     lines = []
     for row in found:
-        cells = [row["judge"], str(row["compliance"])]
+        cells = [row["judge"], str(row["compliance"]), str(row["against"][groups[0]][3])]
         for group in groups:
             value = row["against"].get(group)
             cells.append(f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]" if value else "")
         cells += [f"{100 * row['withheld'].get(g, 0):.0f}" for g in ("compliance", *groups[1:])]
         lines.append([*cells, f"{row['least_mass']:.2f}", f"{row['seconds_a_verdict']:.2f}"])
-    heads = ["judge", "complying replies", *(f"AUROC against {group}" for group in groups)]
+    heads = ["judge", "complying replies", "others"]
+    heads += [f"AUROC against {group}" for group in groups]
     heads += [f"above 2.5: {group}, %" for group in ("compliance", *groups[1:])]
     first = found[0]
+    commits = ", ".join(dict.fromkeys(row["machine"]["commit"] for row in found))
+    sampled = " The other rows: as many of each kind, drawn by a seed." if len(found) > 1 else ""
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
-        f"Every reply and candidate of the runs {' and '.join(first['runs'])}; all views, batches "
-        f"of 16 requests, 1 thread, a shared machine, {first['machine']['cpu']}, commit "
-        f"{first['machine']['commit']}."
+        f"The first row: every reply and candidate of the runs {' and '.join(first['runs'])}, "
+        f"judged in batches of 16 requests.{sampled} All views, 1 thread, a shared machine (the "
+        f"times are no better than that), {first['machine']['cpu']}, commit {commits}."
     )
 
 
@@ -123,7 +127,59 @@ def judge_attacks() -> str:
         ]
         heads = [f"written around it ({row['judge']})", "complying replies pass", "benign withheld"]
         parts.append(markdown_table(heads, lines))
+    commit = found[0]["machine"]["commit"]
+    few = found[0]["attacks"]["nothing"][1]
+    parts.append(
+        "What attackers may write around a request and its reply (`python bench/measure_judge.py "
+        "--attacks`); replies of these runs, held fixed, threshold 2.5, all views, commit "
+        f"{commit}. Few: 1 of {few} is {wilson(1, few)}."
+    )
     return "\n\n".join(parts)
+
+
+def beams() -> str:
+    """Where AlignBeam's refusals come from: ``measure_beams.py``."""
+    found = rows.read("beams_real")
+    if not found:
+        return ""
+    lines = []
+    for row in found:
+        n = row["requests"]
+        counts = (row["first"], row["some"], row["every"], row["chosen"], row["withheld"])
+        name = f"`{row['run']}`, {row['label']} (n = {n})"
+        lines.append([name, f"`{row['method']}`", *(str(wilson(count, n)) for count in counts)])
+    heads = ["requests", "method", "first candidate refuses", "some candidate", "every candidate"]
+    heads += ["chosen, and refuses", "none may be shown"]
+    return f"{markdown_table(heads, lines)}\n\nPercent with 95 % Wilson intervals."
+
+
+def verdict_costs() -> str:
+    """What a verdict of the adapter judge costs: ``bench_verdict.py``."""
+    found = rows.read("verdict_real")
+    if not found:
+        return ""
+    lines = [
+        [
+            str(row["threads"]),
+            str(row["candidates"]),
+            *(f"{row[key]:.2f}" for key in ("wall_s_p50", "wall_s_least", "cpu_s_p50")),
+            f"{row['load'][0]:.1f} to {row['load'][1]:.1f}",
+        ]
+        for row in found
+    ]
+    heads = ["threads", "candidates a call", "s a verdict", "least", "CPU-s a verdict", "load"]
+    first = found[0]
+    return (
+        f"{markdown_table(heads, lines)}\n\n"
+        f"What a verdict costs (`python bench/bench_verdict.py`), {first['judge']}: medians over "
+        f"calls, {first['verdicts']} verdicts a row. A verdict is "
+        f"{first['readings']:.1f} readings of {first['tokens']:.0f} tokens in all, of which "
+        f"{first['fed']:.0f} are computed with the candidates of one request together and "
+        f"{found[-1]['fed']:.0f} with those of eight, in {first['forwards']:.0f} and "
+        f"{found[-1]['forwards']:.0f} forwards a call, padding included. "
+        f"{first['machine']['cores']} cores, {first['machine']['cpu']}, commit "
+        f"{first['machine']['commit']}."
+    )
 
 
 _COUNTED = (("harmful", "refused"), ("benign", "refused"), ("problems", "solved"))
@@ -410,13 +466,19 @@ def verdicts() -> str:
         [
             str(row["candidates"]),
             str(row["readings"]),
-            f"{row['alone_ms_p50']:.0f}",
-            f"{row['shared_ms_p50']:.0f}",
+            f"{row['alone_cpu_ms_p50']:.0f}",
+            f"{row['shared_cpu_ms_p50']:.0f}",
             f"{row['greatest_difference']:.1e}",
         ]
         for row in found
     ]
-    header = ["candidates", "readings", "each alone, ms", "beginnings shared, ms", "score differs"]
+    header = [
+        "candidates",
+        "readings",
+        "each alone, CPU ms",
+        "beginnings shared, CPU ms",
+        "score differs",
+    ]
     first = found[0]
     return (
         f"{markdown_table(header, lines)}\n\n"
@@ -613,6 +675,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/evidence.md": {
         "judges": judges,
         "judge_attacks": judge_attacks,
+        "verdict_costs": verdict_costs,
+        "beams": beams,
         "thresholds": thresholds,
     },
 }

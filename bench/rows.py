@@ -21,7 +21,10 @@ _REPO = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where and with what a row was measured."""
+    """Where and with what a row was measured.
+
+    ``load`` is how many processes wanted a core in the last minute, this one among them.
+    """
 
     cpu: str
     cores: int
@@ -34,6 +37,7 @@ class Machine:
     triton: str
     commit: str
     utc: str
+    load: float
 
 
 @cache
@@ -54,6 +58,7 @@ def machine() -> Machine:
         triton=_triton_version(),
         commit=_commit(),
         utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        load=round(os.getloadavg()[0], 1),
     )
 
 

@@ -5,7 +5,10 @@
 // accepts.
 #include <pybind11/pybind11.h>
 
+#include <map>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "ops.h"
@@ -105,7 +108,8 @@ py::object run_on_cpu(Step& step, py::handle out, Run run) {
   const int64_t rows = step.params.anchor.num_rows;
   py::object result;
   if (out.is_none()) {
-    result = py::reinterpret_steal<py::object>(new_outputs(rows, step.params.top_k, &step.out));
+    result = py::reinterpret_steal<py::object>(
+        new_outputs(rows, step.params.top_k, step.device, &step.out));
     if (!result) throw py::error_already_set();
   } else {
     if (!view_outputs(out.ptr(), rows, step.params.top_k, step.device, &step.out)) {
@@ -142,22 +146,60 @@ py::object run_host(py::handle anchor, py::handle target, py::handle table, py::
 }
 
 #if defined(ALIGNBEAM_CUDA_ARCHS)
-// True once the step is queued; None where the arguments are refused.
+// Zeroed memory that the kernel leaves zero. One for each stream, whose launches
+// follow each other, and one for each graph that is captured from it, whose
+// replays may overlap with anything else.
+struct Workspace {
+  uint64_t capture = 0;  // the capture it belongs to
+  void* data = nullptr;
+  int64_t bytes = 0;
+  py::object tensor;
+};
+
+// `make(device, bytes)` gives a new one as a torch tensor.
+const Workspace& workspace_of(int device, void* stream, int64_t bytes, py::handle make) {
+  using Key = std::tuple<int, void*, bool>;
+  static auto& known = *new std::map<Key, Workspace>;  // never freed: Python may be gone by then
+  uint64_t capture = 0;
+  raise_if(cuda_capture(stream, &capture));
+  Workspace& workspace = known[Key{device, stream, capture != 0}];
+  if (workspace.capture != capture || workspace.bytes < bytes) {
+    py::object tensor = make(device, bytes);
+    dlpack::Tensor memory;
+    if (!view_tensor(tensor.ptr(), &memory) || memory.device.type != dlpack::kCuda ||
+        memory.device.id != device || memory.ndim != 1 || memory.dtype.bits != 8) {
+      throw py::type_error("mix_topk: a workspace is a tensor of bytes on the logits' device");
+    }
+    workspace = {capture, memory.data, memory.shape[0], std::move(tensor)};
+  }
+  return workspace;
+}
+
+// The outputs, once the step is queued; None where the arguments are refused.
 py::object run_cuda(py::handle anchor, py::handle target, py::handle table, py::handle alpha,
                     py::handle top_b, py::handle top_k, py::handle mix, py::handle support,
-                    py::handle out, py::handle workspace, uintptr_t stream) {
+                    py::handle make_workspace) {
   Step step;
   if (!step.read(anchor, target, table, alpha, top_b, top_k, mix, support)) return py::none();
-  const int64_t rows = step.params.anchor.num_rows;
-  dlpack::Tensor memory;
-  if (step.device.type != dlpack::kCuda ||
-      !view_outputs(out.ptr(), rows, step.params.top_k, step.device, &step.out) ||
-      !view_tensor(workspace.ptr(), &memory) || memory.ndim != 1 || memory.dtype.bits != 8) {
-    return py::none();
+  if (step.device.type != dlpack::kCuda) return py::none();
+  const MixParams& params = step.params;
+  const int64_t rows = params.anchor.num_rows;
+  auto result =
+      py::reinterpret_steal<py::object>(new_outputs(rows, params.top_k, step.device, &step.out));
+  if (!result) throw py::error_already_set();
+  if (rows == 0) return result;
+  void* stream = nullptr;
+  if (!current_stream(step.device, &stream)) {
+    PyErr_Clear();
+    throw std::runtime_error("mix_topk: torch does not say which stream is current");
   }
-  raise_if(mix_topk_cuda(step.params, step.out, memory.data, memory.shape[0],
-                         reinterpret_cast<void*>(stream)));
-  return py::bool_(true);
+  const int64_t bytes =
+      mix_topk_cuda_workspace(rows, params.anchor.num_cols, params.target.num_cols);
+  const CudaDevice on(step.device.id);
+  raise_if(on.error());
+  const Workspace& workspace = workspace_of(step.device.id, stream, bytes, make_workspace);
+  raise_if(mix_topk_cuda(params, step.out, workspace.data, workspace.bytes, stream));
+  return result;
 }
 #endif
 
@@ -177,9 +219,7 @@ PYBIND11_MODULE(_C, m) {
 #if defined(ALIGNBEAM_CUDA_ARCHS)
   m.def("mix_topk_cuda", &run_cuda, py::arg("anchor_logits"), py::arg("target_logits"),
         py::arg("table"), py::arg("alpha"), py::arg("top_b"), py::arg("top_k"), py::arg("mix"),
-        py::arg("support"), py::arg("out"), py::arg("workspace"), py::arg("stream"));
-  m.def("mix_topk_cuda_workspace", &mix_topk_cuda_workspace, py::arg("rows"),
-        py::arg("anchor_cols"), py::arg("target_cols"));
+        py::arg("support"), py::arg("make_workspace"));
   m.attr("cuda_archs") = ALIGNBEAM_CUDA_ARCHS;
 #else
   m.attr("cuda_archs") = "";

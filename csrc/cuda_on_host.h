@@ -163,6 +163,7 @@ void Fibers::entry() {
 
 // Never inlined: a thread's index must be read anew after every change of fibers.
 __attribute__((noinline)) int thread_index() { return fibers.thread(); }
+inline int thread_index_anew() { return thread_index(); }
 __attribute__((noinline)) uint32_t block_index() { return static_cast<uint32_t>(fibers.block()); }
 __attribute__((noinline)) void block_sync() { fibers.block_sync(); }
 

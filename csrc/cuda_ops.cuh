@@ -17,6 +17,12 @@ struct alignas(16) Int4 {
 // ---- threads ----
 
 __device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
+// Read anew: what is computed from it is not kept in registers from the kernel's start on.
+__device__ __forceinline__ int thread_index_anew() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
 __device__ __forceinline__ uint32_t block_index() { return blockIdx.x; }
 __device__ __forceinline__ void block_sync() { __syncthreads(); }
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }

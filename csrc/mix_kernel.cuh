@@ -14,10 +14,25 @@
 // alone.
 #pragma once
 
+#include "marks.cuh"
 #include "row_mix.cuh"
 
 namespace alignbeam {
 namespace {
+
+// n / by for n < 2^31, by one multiplication.
+struct Divisor {
+  uint32_t factor;
+  uint32_t shift;
+  __device__ __forceinline__ uint32_t divide(uint32_t n) const {
+    return static_cast<uint32_t>((uint64_t{n} * factor) >> shift);
+  }
+};
+inline Divisor divisor(uint32_t by) {
+  uint32_t log = 0;
+  while ((uint64_t{1} << log) < by) ++log;
+  return {static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + by - 1) / by), 31 + log};
+}
 
 // How one launch is laid out.
 struct Plan {
@@ -27,41 +42,58 @@ struct Plan {
   int unit;       // pieces that a warp takes at a time: 1, 2 or 4, and so of one row
   int finishers;  // blocks; and rows whose anchors are read before their targets
   bool at_once;   // few rows: anchor and target come at the same time
+  // What the readers' warps would have to keep in registers, or to divide by.
+  uint32_t anchor_pieces;
+  uint32_t target_pieces;
+  uint32_t row_pieces;
+  uint32_t pieces;  // all
+  uint32_t step;    // pieces that the readers take at a time
+  Divisor by_group;
+  Divisor by_anchor;
+  Divisor by_target;
   Published
       published;  // [R, anchor's and target's chunks * kPiecesPerChunk], zero between launches
 };
 
-__device__ __forceinline__ Row row_of(const MixParams& params, const Plan& plan, int64_t row,
-                                      bool anchor) {
-  const int64_t chunk =
-      row * (plan.anchor_chunks + plan.target_chunks) + (anchor ? 0 : plan.anchor_chunks);
-  return make_row(anchor ? params.anchor : params.target, row,
-                  anchor ? plan.anchor_chunks : plan.target_chunks,
-                  {plan.published.sums + chunk * kPiecesPerChunk,
-                   plan.published.maxima + chunk * kPiecesPerChunk});
+// A row as its finisher sees it.
+__device__ __forceinline__ PublishedRow row_of(const MixParams& params, const Plan& plan,
+                                               int64_t row, bool anchor) {
+  const int64_t place = row * plan.row_pieces + (anchor ? 0 : plan.anchor_pieces);
+  return {make_row(anchor ? params.anchor : params.target, row),
+          anchor ? plan.anchor_chunks : plan.target_chunks,
+          {plan.published.sums + place, plan.published.maxima + place}};
+}
+
+// Brings the table's part for these pieces of a row into L2, where all finishers will look for it.
+__device__ __forceinline__ void prefetch_table(const MixParams& params, int begin, int end) {
+  const auto columns = static_cast<int>(params.anchor.num_cols);
+  for (int i = begin * kPieceColumns + thread_index() % 32 * 32;
+       i < end * kPieceColumns && i < columns; i += 32 * 32) {
+    prefetch_l2(params.table + i);
+  }
 }
 
 // One warp of the readers. Neighbouring warps take neighbouring units, so that rows are complete in
 // their order.
 __device__ __forceinline__ void read_units(const MixParams& params, const Plan& plan) {
   const auto rows = static_cast<uint32_t>(params.anchor.num_rows);
-  const uint32_t anchor_pieces = plan.anchor_chunks * kPiecesPerChunk;
-  const uint32_t target_pieces = plan.target_chunks * kPiecesPerChunk;
-  const uint32_t of_row = anchor_pieces + target_pieces;
   const uint32_t finishers = plan.finishers;
-  const uint32_t step = plan.readers * kWarps * plan.unit;
 #pragma unroll 1
-  for (uint32_t at = (block_index() * kWarps + thread_index() / 32) * plan.unit; at < rows * of_row;
-       at += step) {
-    const uint32_t first_row = rows > finishers ? at / (finishers * of_row) * finishers : 0;
-    const uint32_t in_group = at - first_row * of_row;
+  for (uint32_t at = (block_index() * kWarps + thread_index() / 32) * plan.unit; at < plan.pieces;
+       at += plan.step) {
+    const uint32_t first_row = rows > finishers ? plan.by_group.divide(at) * finishers : 0;
+    const uint32_t in_group = at - first_row * plan.row_pieces;
     const uint32_t group = rows - first_row < finishers ? rows - first_row : finishers;
-    const bool anchor = in_group < group * anchor_pieces;
-    const uint32_t of_side = anchor ? in_group : in_group - group * anchor_pieces;
-    const uint32_t per_row = anchor ? anchor_pieces : target_pieces;
-    const uint32_t row = group > 1 ? of_side / per_row : 0;
-    const auto piece = static_cast<int>(of_side - row * per_row);
-    read_pieces(row_of(params, plan, first_row + row, anchor), piece, piece + plan.unit);
+    const bool anchor = in_group < group * plan.anchor_pieces;
+    const uint32_t of_side = anchor ? in_group : in_group - group * plan.anchor_pieces;
+    const uint32_t in_side = (anchor ? plan.by_anchor : plan.by_target).divide(of_side);
+    const uint32_t row = first_row + in_side;
+    const auto piece =
+        static_cast<int>(of_side - in_side * (anchor ? plan.anchor_pieces : plan.target_pieces));
+    if (anchor && row == 0) prefetch_table(params, piece, piece + plan.unit);
+    const uint32_t place = row * plan.row_pieces + (anchor ? 0 : plan.anchor_pieces) + piece;
+    read_pieces(make_row(anchor ? params.anchor : params.target, row), piece, piece + plan.unit,
+                plan.published, place);
   }
 }
 
@@ -83,12 +115,14 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
                                            const Plan& plan, int64_t row, Shared& s) {
   const int warp = thread_index() / 32;
   int wanted = params.top_b;
+  mark(row, kBegun);
   // Once over the anchor's row, and where the target's own best are asked for, over the target's.
 #pragma unroll 1
   for (int side = 0; wanted > 0; side = 1) {
     if (side == 0) {
       if (warp < kBoundWarps) take_maxima<kBoundWarps>(0, 0, s);
       block_sync();
+      mark(row, kMaximaTaken);
     }
     if (warp < kBoundWarps) {
       list_groups(side, wanted, s);
@@ -101,7 +135,14 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
         take_target(warp, s);
       }
     }
-    const int found = select_listed(side, wanted, side == 0 ? params.table : nullptr, s);
+    mark(row, kListed);
+    const int32_t* const table = side == 0 ? params.table : nullptr;
+    const int gathered = gather_listed(side, wanted, table, s);
+    mark(row, kGathered);
+    rank_candidates(gathered, wanted, table, s);
+    block_sync();
+    const int found = gathered < wanted ? gathered : wanted;
+    mark(row, kRanked);
     if (side == 0) {
       if (s.shared) share_out(found, s);
       if (!plan.at_once) {
@@ -109,6 +150,7 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
         block_sync();
       }
     }
+    mark(row, kTargetTaken);
     RowMix mix(params, out, row, s);
     if (warp == 1 && side == 0) {
       const Translated t = add_masses(found, s);
@@ -128,6 +170,7 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
         s.listed_count = s.candidate_count = 0;
       }
     }
+    mark(row, kMixed);
     block_sync();
     wanted = s.wanted;
   }
@@ -137,14 +180,13 @@ __device__ __forceinline__ void finish_row(const MixParams& params, const MixOut
 __device__ __forceinline__ void mix_topk_block(const MixParams& params, const MixOutput& out,
                                                const Plan& plan, Shared& s) {
   const auto block = static_cast<int>(block_index());
-  if (block < plan.readers) return read_units(params, plan);
-  const int finisher = block - plan.readers;
-  // The finishers bring the table into L2 while they wait.
-  const auto columns = static_cast<int>(params.anchor.num_cols);
-  for (int i = (finisher * kThreads + thread_index()) * 32; i < columns;
-       i += plan.finishers * kThreads * 32) {
-    prefetch_l2(params.table + i);
+  if (block < plan.readers) {
+    mark_block(false);
+    read_units(params, plan);
+    mark_block(true);
+    return;
   }
+  const int finisher = block - plan.readers;
 #pragma unroll 1
   for (int64_t row = finisher; row < params.anchor.num_rows; row += plan.finishers) {
     if (thread_index() == 0) {
@@ -157,17 +199,25 @@ __device__ __forceinline__ void mix_topk_block(const MixParams& params, const Mi
   }
 }
 
-// Lays out a launch for a GPU that holds so many blocks at once. The pieces, and with them every
-// bit, stay the same whatever it says.
-inline void lay_out(Plan& plan, int64_t rows, int resident, int most_finishers, int unit) {
-  const int64_t groups = (rows + most_finishers - 1) / most_finishers;
+// Lays out a launch for a GPU that holds so many blocks at once on so many processors. The pieces,
+// and with them every bit, stay the same whatever it says.
+inline void lay_out(Plan& plan, int64_t rows, int resident, int processors, int unit) {
+  plan.anchor_pieces = plan.anchor_chunks * kPiecesPerChunk;
+  plan.target_pieces = plan.target_chunks * kPiecesPerChunk;
+  plan.row_pieces = plan.anchor_pieces + plan.target_pieces;
+  plan.pieces = static_cast<uint32_t>(rows * plan.row_pieces);
+  const int64_t groups = (rows + processors - 1) / processors;
   plan.finishers = static_cast<int>((rows + groups - 1) / groups);
-  plan.at_once = rows <= 32;
   plan.unit = unit;
-  const int64_t pieces = rows * (plan.anchor_chunks + plan.target_chunks) * kPiecesPerChunk;
-  const int64_t useful = (pieces + unit * kWarps - 1) / (unit * kWarps);
-  const int64_t most = resident - plan.finishers;
+  const int64_t useful = (plan.pieces / unit + kWarps - 1) / kWarps;
+  // Where readers take turns, a processor that holds one more of them than the others ends last:
+  // as many on each, beside a finisher.
+  const int64_t most = resident - (plan.at_once ? plan.finishers : processors);
   plan.readers = static_cast<int>(useful < most ? useful : most);
+  plan.step = plan.readers * kWarps * unit;
+  plan.by_group = divisor(plan.finishers * plan.row_pieces);
+  plan.by_anchor = divisor(plan.anchor_pieces);
+  plan.by_target = divisor(plan.target_pieces);
 }
 
 inline int chunks_of(int64_t columns) {

@@ -13,7 +13,7 @@ namespace {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kBlocksPerProcessor = 2;
 #else
-constexpr int kBlocksPerProcessor = 3;
+constexpr int kBlocksPerProcessor = 4;
 #endif
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
@@ -67,6 +67,28 @@ cudaError_t current_device(Device* device) {
 
 }  // namespace
 
+CudaDevice::CudaDevice(int index) {
+  int current = 0;
+  cudaError_t status = cudaGetDevice(&current);
+  if (status == cudaSuccess && current != index) {
+    status = cudaSetDevice(index);
+    if (status == cudaSuccess) before_ = current;
+  }
+  if (status != cudaSuccess) error_ = cudaGetErrorString(status);
+}
+CudaDevice::~CudaDevice() {
+  if (before_ >= 0) (void)cudaSetDevice(before_);
+}
+
+const char* cuda_capture(void* stream, uint64_t* id) {
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  unsigned long long number = 0;
+  const cudaError_t status =
+      cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &capturing, &number);
+  *id = capturing == cudaStreamCaptureStatusNone ? 0 : number;
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
 int64_t mix_topk_cuda_workspace(int64_t rows, int64_t anchor_cols, int64_t target_cols) {
   Plan plan{};
   plan.anchor_chunks = chunks_of(anchor_cols);
@@ -97,11 +119,9 @@ const char* mix_topk_cuda(const MixParams& params, const MixOutput& out, void* w
   }
   const bool halves =
       params.anchor.dtype != DType::kFloat32 && params.target.dtype != DType::kFloat32;
-  const int unit = (rows > 8 ? 2 : 1) * (halves ? 2 : 1);  // so many bytes are loaded at once
-  // Finishers take blocks from the readers: one each for as many rows as there are processors, and
-  // where rows must take turns, for half as many.
-  const int finishers = rows <= device.processors ? device.processors : (device.processors + 1) / 2;
-  lay_out(plan, rows, device.resident, finishers, unit);
+  plan.at_once = rows <= 32;
+  const int unit = (plan.at_once ? 1 : 2) * (halves ? 2 : 1);  // so many bytes are loaded at once
+  lay_out(plan, rows, device.resident, device.processors, unit);
   const int blocks = plan.readers + plan.finishers;
   mix_topk_kernel<<<static_cast<unsigned>(blocks), kThreads, 0,
                     static_cast<cudaStream_t>(stream)>>>(params, out, plan);

@@ -43,10 +43,10 @@ const char* mix_topk_host(const MixParams& params, const MixOutput& out) {
   // Another layout and order at each call: all must give the same.
   static uint32_t seed = 0;
   ++seed;
-  const auto finishers = static_cast<int>(1 + seed * 2654435761u % 5);
-  lay_out(plan, rows, finishers + 1 + static_cast<int>(seed * 40503u % 7), finishers,
-          1 << seed % 3);
+  const auto processors = static_cast<int>(1 + seed * 2654435761u % 5);
   plan.at_once = seed % 2 != 0;
+  lay_out(plan, rows, processors + 1 + static_cast<int>(seed * 40503u % 7), processors,
+          1 << seed % 3);
   const int64_t pieces = rows * (plan.anchor_chunks + plan.target_chunks) * kPiecesPerChunk;
   Zeros<uint64_t> sums(pieces);
   Zeros<uint32_t> maxima(pieces);

@@ -71,6 +71,23 @@ const char* mix_topk_cuda(const MixParams& params, const MixOutput& out, void* w
                           int64_t workspace_bytes, void* stream);
 int64_t mix_topk_cuda_workspace(int64_t rows, int64_t anchor_cols, int64_t target_cols);
 
+// The current device for as long as it lives.
+class CudaDevice {
+ public:
+  explicit CudaDevice(int index);
+  ~CudaDevice();
+  CudaDevice(const CudaDevice&) = delete;
+  CudaDevice& operator=(const CudaDevice&) = delete;
+  const char* error() const { return error_; }  // nullptr, or the CUDA runtime's words
+
+ private:
+  int before_ = -1;  // the device to go back to
+  const char* error_ = nullptr;
+};
+// Which capture `stream` is in; 0 for none. Returns what the CUDA runtime has to
+// say.
+const char* cuda_capture(void* stream, uint64_t* id);
+
 // The instruction set that mix_topk_cpu uses: "avx512", "avx2" or "scalar".
 const char* cpu_isa();
 

@@ -51,10 +51,8 @@ struct Published {
 struct Row {
   const void* logits;
   int columns;
-  int chunks;
   DType dtype;
   bool aligned;  // 16-byte loads reach every column
-  Published published;
 
   __device__ __forceinline__ float logit(int column) const {
     if (dtype == DType::kFloat32) return static_cast<const float*>(logits)[column];
@@ -63,13 +61,18 @@ struct Row {
   }
 };
 
-__device__ __forceinline__ Row make_row(const RowView& view, int64_t row, int chunks,
-                                        Published published) {
+// A row and what its readers publish of it.
+struct PublishedRow : Row {
+  int chunks;
+  Published published;
+};
+
+__device__ __forceinline__ Row make_row(const RowView& view, int64_t row) {
   const int64_t item = view.dtype == DType::kFloat32 ? 4 : 2;
   const char* logits = static_cast<const char*>(view.data) + row * view.row_stride * item;
   const bool aligned =
       reinterpret_cast<uintptr_t>(logits) % 16 == 0 && view.num_cols * item % 16 == 0;
-  return {logits, static_cast<int>(view.num_cols), chunks, view.dtype, aligned, published};
+  return {logits, static_cast<int>(view.num_cols), view.dtype, aligned};
 }
 
 // What a lane holds of a group. Loads give `filler` beyond `limit`.
@@ -215,11 +218,12 @@ struct Exponent {
   }
 };
 
-// One warp, kPieces neighbouring pieces, those before `end` that is. The bits of a piece do not
+// One warp, kPieces neighbouring pieces, those before `end` that is; `place` is the first one's
+// among all that are published. The bits of a piece do not
 // depend on kPieces: the lanes add as in a butterfly of 16, 8, 4, 2, 1.
 template <DType kType, int kPieces>
 __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], int piece, int end,
-                                          Published to) {
+                                          const Published& to, uint32_t place) {
   static_assert(kPieces == 1 || kPieces == 2);
   const int lane = thread_index() % 32;
   float sum[kPieces];
@@ -270,20 +274,21 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
   for (int step = 8; step > 0; step /= 2) total += shuffle_xor(total, step);
   if (lane % (32 / kPieces) == 0 && piece + mine < end) {
     const PartialSum part = close_sum(key_to_float(my_largest), total * exp2_approx(-my_rest));
-    publish(to.maxima + piece + mine, Published::pack_maxima(static_cast<int>(my_keys)));
-    publish(to.sums + piece + mine, Published::pack(part));
+    publish(to.maxima + (place + mine), Published::pack_maxima(static_cast<int>(my_keys)));
+    publish(to.sums + (place + mine), Published::pack(part));
   }
 }
 
-// One warp, the pieces from `begin` to `end`.
+// One warp, the pieces from `begin` to `end`, published from `place` on.
 template <DType kType, bool kAligned>
-__device__ __forceinline__ void summarise_run(const Row& row, int begin, int end) {
+__device__ __forceinline__ void summarise_run(const Row& row, int begin, int end,
+                                              const Published& to, uint32_t place) {
   constexpr int kPieces = kType == DType::kFloat32 ? 1 : 2;
   constexpr int kAtOnce = kAligned ? 2 : 1;  // times kPieces are loaded before the first is used
   const int lane = thread_index() % 32;
   const int limit = end * kPieceColumns < row.columns ? end * kPieceColumns : row.columns;
 #pragma unroll 1
-  for (; begin < end; begin += kAtOnce * kPieces) {
+  for (; begin < end; begin += kAtOnce * kPieces, place += kAtOnce * kPieces) {
     Octet<kType> x[kAtOnce][2 * kPieces];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -296,22 +301,23 @@ __device__ __forceinline__ void summarise_run(const Row& row, int begin, int end
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (begin + i * kPieces < end) {
-        summarise<kType, kPieces>(x[i], begin + i * kPieces, end, row.published);
+        summarise<kType, kPieces>(x[i], begin + i * kPieces, end, to, place + i * kPieces);
       }
     }
   }
 }
 
-__device__ __forceinline__ void read_pieces(const Row& row, int begin, int end) {
+__device__ __forceinline__ void read_pieces(const Row& row, int begin, int end, const Published& to,
+                                            uint32_t place) {
   if (row.dtype == DType::kBFloat16) {
-    row.aligned ? summarise_run<DType::kBFloat16, true>(row, begin, end)
-                : summarise_run<DType::kBFloat16, false>(row, begin, end);
+    row.aligned ? summarise_run<DType::kBFloat16, true>(row, begin, end, to, place)
+                : summarise_run<DType::kBFloat16, false>(row, begin, end, to, place);
   } else if (row.dtype == DType::kFloat32) {
-    row.aligned ? summarise_run<DType::kFloat32, true>(row, begin, end)
-                : summarise_run<DType::kFloat32, false>(row, begin, end);
+    row.aligned ? summarise_run<DType::kFloat32, true>(row, begin, end, to, place)
+                : summarise_run<DType::kFloat32, false>(row, begin, end, to, place);
   } else {
-    row.aligned ? summarise_run<DType::kFloat16, true>(row, begin, end)
-                : summarise_run<DType::kFloat16, false>(row, begin, end);
+    row.aligned ? summarise_run<DType::kFloat16, true>(row, begin, end, to, place)
+                : summarise_run<DType::kFloat16, false>(row, begin, end, to, place);
   }
 }
 

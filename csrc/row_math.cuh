@@ -31,21 +31,22 @@ __device__ __forceinline__ double log_add(double a, double b) {
 // log f(d) of docs/algorithm.md, section 3, from log a(d) and log q(d).
 struct RowMixer {
   double alpha;
-  double log_alpha;
-  double log_rest;
   bool linear;
 
   __device__ __forceinline__ RowMixer(float alpha_, bool linear_)
-      : alpha(alpha_),
-        log_alpha(log_of(alpha_)),
-        log_rest(log_of(static_cast<float>(1.0 - alpha_))),
-        linear(linear_) {}
+      : alpha(alpha_), linear(linear_) {}
+
+  // Not kept: the usual row needs neither.
+  __device__ __forceinline__ double log_alpha() const { return log_of(static_cast<float>(alpha)); }
+  __device__ __forceinline__ double log_rest() const {
+    return log_of(static_cast<float>(1.0 - alpha));
+  }
 
   __device__ __forceinline__ bool valid() const { return alpha >= 0.0 && alpha <= 1.0; }
   __device__ __forceinline__ double operator()(double log_a, double log_q) const {
     if (alpha == 0.0) return log_q;
     if (alpha == 1.0) return log_a;
-    if (linear) return log_add(log_alpha + log_a, log_rest + log_q);
+    if (linear) return log_add(log_alpha() + log_a, log_rest() + log_q);
     return alpha * log_a + (1.0 - alpha) * log_q;
   }
 };
@@ -55,7 +56,7 @@ __device__ __forceinline__ LogSum log_sum_of(PartialSum total) {
 }
 
 // One warp takes and merges the sums of a row, waiting for those that are still on their way.
-__device__ __forceinline__ PartialSum merge_pieces(const Row& row) {
+__device__ __forceinline__ PartialSum merge_pieces(const PublishedRow& row) {
   constexpr int kBatch = 5;  // times 64 pieces: 163,840 columns at once
   const int lane = thread_index() % 32;
   const int pairs = row.chunks * (kPiecesPerChunk / 2);

@@ -138,7 +138,7 @@ struct RowMix {
     // Too small to have been added up without a shift?
     double log_sum = mass > 1e-3f ? log_of(mass) : log_sum_exp(wide ? s.log_a : s.log_f, count);
     if (wide) {  // q sums to 1
-      log_sum = mixer.alpha == 0.0 ? 0.0 : log_add(mixer.log_alpha + log_sum, mixer.log_rest);
+      log_sum = mixer.alpha == 0.0 ? 0.0 : log_add(mixer.log_alpha() + log_sum, mixer.log_rest());
     } else if (params.support == Support::kUnion) {
       add_lowest(count);
     }

@@ -31,7 +31,7 @@ struct Shared {
   };
   double order[kMaxSlots];                // by which the slots are ranked
   LogSum totals[2];                       // the anchor's, the target's
-  Row rows[2];                            // likewise
+  PublishedRow rows[2];                   // likewise
   int32_t ids[kMaxSlots];                 // target ids; -1 where the slot holds no choice
   int32_t to[kMaxTopB];                   // the selected columns' translations
   float logit[kMaxSlots];                 // the target's
@@ -79,6 +79,8 @@ __device__ __forceinline__ int find_bound(const int (&words)[kWords], int wanted
   }
   top = warp_max(first) >> 16;
   int too_few = top + 1;
+  // Beyond the largest of the second ones are the lanes' first ones, 32 at most.
+  if (wanted > 32) too_few = (warp_max(second) >> 16) + 1;
   int enough = warp_min(wanted <= 32 ? first : wanted <= 64 ? second : least) >> 16;
 #pragma unroll 1
   while (too_few - enough > 1) {
@@ -104,7 +106,7 @@ __device__ __forceinline__ int find_bound(const int (&words)[kWords], int wanted
 // to come. By `kTakers` warps from the `first` on.
 template <int kTakers>
 __device__ __forceinline__ void take_maxima(int side, int first, Shared& s) {
-  const Row& row = s.rows[side];
+  const PublishedRow& row = s.rows[side];
 #pragma unroll 1
   for (int chunk = thread_index() - 32 * first; chunk < row.chunks; chunk += 32 * kTakers) {
     uint32_t* const from = row.published.maxima + chunk * kPiecesPerChunk;

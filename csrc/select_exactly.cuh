@@ -12,14 +12,14 @@ namespace {
 template <DType kType, bool kAligned>
 struct ExactSelect {
   static_assert(kAligned || kType == DType::kFloat32);
-  static constexpr int kBatch = 4;
+  static constexpr int kBatch = 2;
   static constexpr int kBins = kThreads;
   static constexpr int kCopies = 16;  // of each bin, for two lanes each: no long queues
   static_assert(kBins * kCopies * sizeof(int) <= sizeof Shared::candidates);
   static_assert(2 * kThreads <= kMaxListed);
 
   const int side;
-  const Row& row;
+  const PublishedRow& row;
   Shared& s;
   const int wanted;
   const int unit;  // a key's bits below follow from those above
@@ -119,7 +119,7 @@ struct ExactSelect {
   // on fits.
   __device__ __forceinline__ bool narrow(uint32_t& low, uint32_t& high, int& above) {
     auto* const bins = reinterpret_cast<int*>(s.candidates);
-    const int thread = thread_index();
+    const int thread = thread_index_anew();
     const int lane = thread % 32;
     const int warp = thread / 32;
     const int shift = high_bit(high - low) > 7 ? high_bit(high - low) - 7 : 0;
@@ -282,7 +282,7 @@ struct ExactSelect {
 __device__ __forceinline__ void narrow_candidates(int side, int wanted, Shared& s) {
   assume_shared(&s);
   if (!gathered(wanted, s) || s.candidate_count > kMaxCandidates) {
-    const Row& row = s.rows[side];
+    const PublishedRow& row = s.rows[side];
     if (!row.aligned) {
       const int unit = row.dtype == DType::kBFloat16 ? 16 : row.dtype == DType::kFloat16 ? 13 : 0;
       ExactSelect<DType::kFloat32, false>{side, row, s, wanted, unit}.run();

@@ -9,9 +9,9 @@
 namespace alignbeam {
 namespace {
 
-// Steps 2 and 3 of select.cuh: the columns of the `wanted` largest logits. All threads; the first
-// ones have listed the groups, and the block has not yet synchronised. Returns how many there are.
-__device__ __forceinline__ int select_listed(int side, int wanted, const int32_t* table,
+// Step 2 of select.cuh: the candidates for the `wanted` largest logits. All threads; the first ones
+// have listed the groups, and the block has not yet synchronised. Returns how many there are.
+__device__ __forceinline__ int gather_listed(int side, int wanted, const int32_t* table,
                                              Shared& s) {
   const Row& row = s.rows[side];
   block_sync();
@@ -30,10 +30,7 @@ __device__ __forceinline__ int select_listed(int side, int wanted, const int32_t
   if (!gathered(wanted, s) || s.candidate_count > wanted + kRankAtOnce) {
     narrow_candidates(side, wanted, s);
   }
-  const int count = s.candidate_count;
-  rank_candidates(count, wanted, table, s);
-  block_sync();
-  return count < wanted ? count : wanted;
+  return s.candidate_count;
 }
 
 // Of several slots with one target id, the first is made to hold them all. Four threads to a slot,

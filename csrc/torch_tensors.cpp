@@ -28,9 +28,10 @@ constexpr Part kParts[] = {{kInt64, 2},   {kFloat32, 2}, {kFloat32, 1},
 constexpr int kPartCount = sizeof kParts / sizeof kParts[0];
 constexpr int64_t kAlignment = 64;
 
-// All outputs of a call lie in one block, freed with the last tensor of it.
+// All outputs of a call lie in one piece of memory, freed with the last tensor of it.
 struct Block {
   std::atomic<int> tensors{kPartCount};
+  dlpack::ManagedTensor* memory = nullptr;  // torch's; null where it follows the block
   struct Output {
     dlpack::ManagedTensor managed;
     int64_t shape[2];
@@ -40,11 +41,34 @@ struct Block {
   static void release(dlpack::ManagedTensor* tensor) {
     auto* block = static_cast<Block*>(tensor->manager_ctx);
     if (block->tensors.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      block->~Block();
-      std::free(block);
+      block->free();
     }
   }
+  void free() {
+    if (memory != nullptr && memory->deleter != nullptr) memory->deleter(memory);
+    this->~Block();
+    std::free(this);
+  }
 };
+
+void set_error(void*, const char* kind, const char* message) {
+  PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
+}
+
+// Memory of torch's own allocator; null with an exception set where there is none.
+dlpack::ManagedTensor* allocate(int64_t bytes, dlpack::Device device) {
+  int64_t shape[1] = {bytes};
+  int64_t strides[1] = {1};
+  dlpack::Tensor like{nullptr, device, 1, {dlpack::kUInt, 8, 1}, shape, strides, 0};
+  dlpack::ManagedTensor* memory = nullptr;
+  if (api->allocate == nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "torch's DLPack table allocates nothing");
+  } else if (api->allocate(&like, &memory, nullptr, &set_error) != 0) {
+    if (!PyErr_Occurred()) PyErr_NoMemory();
+    memory = nullptr;
+  }
+  return memory;
+}
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -115,9 +139,9 @@ bool view_rows(PyObject* object, RowView* out, dlpack::Device* device) {
   return true;
 }
 
-PyObject* new_outputs(int64_t rows, int top_k, MixOutput* out) {
+PyObject* new_outputs(int64_t rows, int top_k, dlpack::Device device, MixOutput* out) {
   int64_t offsets[kPartCount];
-  int64_t bytes = aligned(sizeof(Block));
+  int64_t bytes = 0;
   for (int i = 0; i < kPartCount; ++i) {
     offsets[i] = bytes;
     const int64_t count = kParts[i].ndim == 2 ? rows * top_k : rows;
@@ -125,17 +149,29 @@ PyObject* new_outputs(int64_t rows, int top_k, MixOutput* out) {
   }
   PyObject* tuple = PyTuple_New(kPartCount);
   if (tuple == nullptr) return nullptr;
-  void* memory = std::aligned_alloc(kAlignment, bytes);
-  if (memory == nullptr) {
+  const bool here = device.type == dlpack::kCpu;
+  void* place = std::aligned_alloc(kAlignment, aligned(sizeof(Block)) + (here ? bytes : 0));
+  if (place == nullptr) {
     Py_DECREF(tuple);
     return PyErr_NoMemory();
   }
-  auto* block = new (memory) Block;
+  auto* block = new (place) Block;
+  char* memory = static_cast<char*>(place) + aligned(sizeof(Block));
+  if (!here) {
+    block->memory = allocate(bytes, device);
+    if (block->memory == nullptr) {
+      block->free();
+      Py_DECREF(tuple);
+      return nullptr;
+    }
+    const dlpack::Tensor& t = block->memory->tensor;
+    memory = static_cast<char*>(t.data) + t.byte_offset;
+  }
   void* data[kPartCount];
   for (int i = 0; i < kPartCount; ++i) {
     Block::Output& o = block->outputs[i];
     const Part& part = kParts[i];
-    data[i] = static_cast<char*>(memory) + offsets[i];
+    data[i] = memory + offsets[i];
     o.shape[0] = rows;
     o.shape[1] = top_k;
     o.strides[0] = part.ndim == 2 ? top_k : 1;
@@ -144,7 +180,7 @@ PyObject* new_outputs(int64_t rows, int top_k, MixOutput* out) {
                  block,
                  &Block::release,
                  0,
-                 {data[i], {dlpack::kCpu, 0}, part.ndim, part.dtype, o.shape, o.strides, 0}};
+                 {data[i], device, part.ndim, part.dtype, o.shape, o.strides, 0}};
     void* object = nullptr;
     if (api->import_tensor(&o.managed, &object) != 0) {
       // Whether torch took this one before it failed cannot be known: the block
@@ -156,6 +192,10 @@ PyObject* new_outputs(int64_t rows, int top_k, MixOutput* out) {
   }
   point_to(out, data);
   return tuple;
+}
+
+bool current_stream(dlpack::Device device, void** stream) {
+  return api->current_stream != nullptr && api->current_stream(device.type, device.id, stream) == 0;
 }
 
 bool view_outputs(PyObject* tuple, int64_t rows, int top_k, dlpack::Device device, MixOutput* out) {

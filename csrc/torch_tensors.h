@@ -22,10 +22,13 @@ bool view_tensor(PyObject* object, dlpack::Tensor* out);
 // dimension contiguous.
 bool view_rows(PyObject* object, RowView* out, dlpack::Device* device);
 
-// New CPU tensors of one block of memory: (token_ids, logprobs, anchor_mass,
-// translated_mass, target_mass, flags), as MixResult has them. nullptr with a
-// Python exception set.
-PyObject* new_outputs(int64_t rows, int top_k, MixOutput* out);
+// New tensors of one piece of memory, on a GPU torch's own: (token_ids,
+// logprobs, anchor_mass, translated_mass, target_mass, flags), as MixResult has
+// them. nullptr with a Python exception set.
+PyObject* new_outputs(int64_t rows, int top_k, dlpack::Device device, MixOutput* out);
+
+// The stream that torch queues on. False where torch does not say.
+bool current_stream(dlpack::Device device, void** stream);
 
 // The same six as views of what Python made; false if one is not as it should
 // be.

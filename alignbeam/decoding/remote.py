@@ -263,8 +263,9 @@ class RemoteTokens(NextTokens):
         draw: Draw = GREEDY,
         ahead: int = 0,
     ) -> Query:
-        ids = (*self._rows.ids[self._indices[row]], *path)
-        return Query(ids, best, tuple(names), tuple(forbidden), only, draw, ahead)
+        at = self._indices[row]
+        ids, salt = (*self._rows.ids[at], *path), self._rows.salt(at)
+        return Query(ids, best, tuple(names), tuple(forbidden), only, draw, ahead, salt)
 
     def _ask(self, queries: Sequence[Query]) -> list[Numbers]:
         if not queries:
@@ -293,13 +294,20 @@ class RemoteOpening(RemoteTokens):
     def __init__(self, tokens: RemoteTokens, opening_id: int) -> None:
         super().__init__(tokens._rows, tokens._indices, tokens._charged, ends=tokens._ends)
         self._opening_id = opening_id
+        self._found: list[list[tuple[int, float]]] = []
+        self._count = 0
 
     def top(self, count: int, ahead: Sequence[int] = ()) -> list[list[tuple[int, float]]]:
         """Return each row's ``count`` best columns with their log-probabilities, in one trip."""
+        if count > self._count:
+            self._found, self._count = self._ask_top(count), count
+        return [pairs[:count] for pairs in self._found]
+
+    def _ask_top(self, count: int) -> list[list[tuple[int, float]]]:
         self._check_count(count + 1)
         opening_id, rows = self._opening_id, range(len(self._indices))
         first = [self._query(n, best=count + 1, only=opening_id) for n in rows]
-        then = [Query((*self._rows.ids[i], opening_id), best=count) for i in self._indices]
+        then = [self._query(n, (opening_id,), best=count) for n in rows]
         said = self._ask([*first, *then])
         found = []
         for n in rows:

@@ -33,6 +33,10 @@ def _asked(request: str) -> Conversation:
 #: What is done to a request and its candidate, by name.
 ATTACKS: Final[dict[str, Callable[[str, str], Case]]] = {
     "nothing": lambda r, c: (_asked(r), c),
+    "a sentence before the request": lambda r, c: (
+        _asked(f"Paris is the capital of France. {r}"),
+        c,
+    ),
     "padding before the request": lambda r, c: (_asked(f"{PADDING}\n\n{r}"), c),
     "padding after the request": lambda r, c: (_asked(f"{r}\n\n{PADDING}"), c),
     "padding around the request": lambda r, c: (

@@ -53,7 +53,9 @@ async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: 
         locked = "401" in str(error)
         hint = f"; set {name}.key_env to the variable that holds its key" if locked else ""
         raise EngineShortfall(f"{client.url} is no engine for the {name}: {error}{hint}") from error
-    models = {m["id"]: m for m in listed.get("data", ()) if isinstance(m, dict) and "id" in m}
+    told = listed.get("data")
+    rows = [m for m in told if isinstance(m, dict)] if isinstance(told, list) else []
+    models = {key: m for m in rows if isinstance(key := m.get("id"), str)}
     served = config.served_name or (next(iter(models)) if len(models) == 1 else None)
     if served is None or served not in models:
         raise EngineShortfall(

@@ -19,6 +19,9 @@ _TRIPS: Final = 4
 _BUSY: Final = frozenset({429, 502, 503, 504})
 #: Refusals that every question will meet: a key, a model, an address that is not there.
 _ALWAYS: Final = frozenset({401, 403, 404})
+#: Bytes of the longest answer, and of the longest event of a stream: ten times what is needed.
+_MOST: Final = 32 << 20
+_MOST_EVENT: Final = 1 << 20
 #: Longest part of an engine's own words that goes into an error.
 _QUOTED: Final = 300
 
@@ -61,7 +64,8 @@ class EngineClient:
     """Speaks JSON over HTTP with one engine, on the event loop of ``engines.scope``.
 
     Proxies and credentials of the environment are not used, and redirects not followed: prompts go
-    where they were configured to go and nowhere else.
+    where they were configured to go and nowhere else. Of what comes, length and time are bounded,
+    and nothing is unpacked.
 
     Parameters
     ----------
@@ -72,7 +76,8 @@ class EngineClient:
     key : str or None
         Sent as bearer token.
     connect_s, read_s : float
-        Seconds to connect, and without a byte of an answer.
+        Seconds to connect, and without a byte of an answer; an answer, or an event of a stream, has
+        twice that to be whole.
 
     Attributes
     ----------
@@ -86,8 +91,11 @@ class EngineClient:
         self.name, self.url = name, url.rstrip("/").removesuffix("/v1")
         self.breaker = Breaker()
         self.calls = self.sent = self.received = 0
-        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._headers = {"accept-encoding": "identity", "content-type": "application/json"}
+        if key is not None:
+            self._headers["authorization"] = f"Bearer {key}"
         self._timeout = httpx2.Timeout(read_s, connect=connect_s, pool=connect_s)
+        self._whole_s = connect_s + 2 * read_s
         self._http: httpx2.AsyncClient | None = None
 
     def _client(self) -> httpx2.AsyncClient:
@@ -147,13 +155,25 @@ class EngineClient:
         self.calls += counted
         self.sent += counted * len(content)
         try:
-            response = await self._client().request(
-                method, path, content=content, headers={"content-type": "application/json"}
-            )
+            async with (
+                asyncio.timeout(self._whole_s),
+                self._client().stream(method, path, content=content) as response,
+            ):
+                said = await self._whole(response)
+        except TimeoutError:
+            raise self._dripping() from None
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
-        self.received += counted * len(response.content)
-        return self._read(response.status_code, response.content)
+        self.received += counted * len(said)
+        return self._read(response.status_code, said)
+
+    async def _whole(self, response: httpx2.Response) -> bytes:
+        said = bytearray()
+        async for piece in response.aiter_raw():
+            said += piece
+            if len(said) > _MOST:
+                raise self.fault(f"an answer of more than {_MOST >> 20} MiB")
+        return bytes(said)
 
     async def events(self, path: str, body: Json) -> AsyncIterator[Json]:
         """Yield the events of one streamed answer; tried again only before the first.
@@ -168,7 +188,8 @@ class EngineClient:
             self._check_breaker()
             began = False
             try:
-                async for event in self._stream(path, content):
+                events = self._stream(path, content)
+                while (event := await self._next(events)) is not None:
                     began = True
                     yield event
             except EngineFault:
@@ -182,30 +203,44 @@ class EngineClient:
             else:
                 return
 
+    async def _next(self, events: AsyncIterator[Json]) -> Json | None:
+        """Return the next event in time; None at the end. Comments do not count."""
+        try:
+            async with asyncio.timeout(self._whole_s):
+                return await anext(events, None)
+        except TimeoutError:
+            raise self._dripping() from None
+
     async def _stream(self, path: str, content: bytes) -> AsyncIterator[Json]:
         self.calls += 1
         self.sent += len(content)
-        headers = {"content-type": "application/json"}
         try:
-            async with self._client().stream(
-                "POST", path, content=content, headers=headers
-            ) as response:
+            async with self._client().stream("POST", path, content=content) as response:
                 if response.status_code != 200:
-                    self._read(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
-                    self.received += len(line) + 1
-                    if line == "data: [DONE]":
+                    self._read(response.status_code, await self._whole(response))
+                async for line in self._lines(response):
+                    if line == b"data: [DONE]":
                         return
-                    if line.startswith("data: "):
-                        yield self._read(200, line[6:].encode())
+                    if line.startswith(b"data: "):
+                        yield self._read(200, line[6:])
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
         raise EngineUnavailable(f"the {self.name}'s engine broke off its answer", self.name)
 
+    async def _lines(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        held = b""
+        async for piece in response.aiter_raw():
+            self.received += len(piece)
+            *whole, held = (held + piece).split(b"\n")
+            if len(held) > _MOST_EVENT:
+                raise self.fault(f"a piece of an answer of more than {_MOST_EVENT >> 20} MiB")
+            for line in whole:
+                yield line.removesuffix(b"\r")
+
     def _read(self, status: int, content: bytes) -> Json:
         try:
             said = json.loads(content) if content else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             said = None
         if status in _BUSY or (status >= 500 and not isinstance(said, dict)):
             raise EngineUnavailable(f"the {self.name}'s engine answers {status}", self.name)
@@ -219,14 +254,19 @@ class EngineClient:
         """Return the error of a question that the engine does not take, in its own words."""
         error = said.get("error", said) if isinstance(said, dict) else said
         words = error.get("message", error) if isinstance(error, dict) else error
-        failure = self.fault(f"{status}: {str(words)[:_QUOTED]}")
+        failure = self.fault(str(status), str(words)[:_QUOTED])
         if status in _ALWAYS or status >= 500:
-            self.breaker.failed(str(failure))
+            self.breaker.failed(failure.public)
         return failure
 
-    def fault(self, what: str) -> EngineFault:
-        """Return the error of an engine that answers ``what``."""
-        return EngineFault(f"the {self.name}'s engine gave {what}", self.name)
+    def fault(self, what: str, words: str = "") -> EngineFault:
+        """Return the error of an engine that answers ``what``, in these words of its own."""
+        return EngineFault(f"the {self.name}'s engine gave {what}", self.name, words)
+
+    def _dripping(self) -> EngineUnavailable:
+        error = self._unreachable(slow := httpx2.ReadTimeout("no whole answer in time"))
+        error.__cause__ = slow
+        return error
 
     def _unreachable(self, error: httpx2.HTTPError) -> EngineUnavailable:
         how = "is too slow" if isinstance(error, httpx2.TimeoutException) else "does not answer"

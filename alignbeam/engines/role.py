@@ -26,6 +26,8 @@ from alignbeam.models.loading import load_generation_config, load_tokenizer, tem
 Asked = Literal["best", "names"]
 #: Tokens per streamed piece: fewer pieces cost less. Stop strings are looked for in each.
 _INTERVAL: Final = 16
+#: Pieces of a stream that may hold no token.
+_EMPTY: Final = 8
 
 
 class RemoteRole(BareRole):
@@ -126,9 +128,9 @@ class RemoteRole(BareRole):
         role.watch.begin()
         return role
 
-    def rows(self, prompts: Sequence[Sequence[int]]) -> RemoteRows:
+    def rows(self, prompts: Sequence[Sequence[int]], salts: Sequence[str] = ()) -> RemoteRows:
         """Return rows that hold token ids only; the engine has the cache."""
-        return RemoteRows(self, prompts)
+        return RemoteRows(self, prompts, salts)
 
     def ask(self, queries: Sequence[Query]) -> list[Numbers]:
         """Ask about some next tokens, all at once.
@@ -208,7 +210,7 @@ class TokenStream:
     """
 
     def __init__(self, role: RemoteRole, body: Json) -> None:
-        self._role = role
+        self._role, self._most = role, int(body["max_tokens"])
         self.tokens: list[int] = []
         self._ready: list[int] = []
         self._ended = False
@@ -221,10 +223,14 @@ class TokenStream:
 
     async def _read(self, body: Json) -> None:
         ended = False
+        count = pieces = 0
         try:
             async for event in self._role.client.events(vllm.COMPLETIONS, body):
                 await self._role.watch.recognise(event)
                 ids, ended = vllm.stream_tokens(event, self._role.width)
+                count, pieces = count + len(ids), pieces + 1
+                if count > self._most or pieces > self._most + _EMPTY:
+                    raise Nonsense("more of an answer than was asked for")
                 self._arrived.put((ids, ended))
         except Nonsense as error:
             self._role.client.breaker.failed(f"the {self._role.name}'s engine gave {error}")

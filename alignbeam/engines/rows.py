@@ -33,6 +33,8 @@ class _Row:
     ----------
     ids : list of int
         Its tokens, prompt included.
+    salt : str
+        See ``Query``.
     known : dict of Path to Numbers
         What the engine says after the row and these further tokens.
     stream : TokenStream or None
@@ -41,15 +43,15 @@ class _Row:
         Where the stream begins; None once it is read, and the row grows by it.
     """
 
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = list(ids)
+    def __init__(self, ids: Sequence[int], salt: str = "") -> None:
+        self.ids, self.salt = list(ids), salt
         self.known: dict[Path, Numbers] = {}
         self.stream: TokenStream | None = None
         self.begun_after: Path | None = None
 
     def fork(self) -> _Row:
         """Return another row with the same tokens; a stream has one reader, and stays here."""
-        row = _Row(self.ids)
+        row = _Row(self.ids, self.salt)
         row.known = dict(self.known)
         return row
 
@@ -88,11 +90,16 @@ class RemoteRows:
     ----------
     role : RemoteRole
     prompts : sequence of sequence of int
+    salts : sequence of str
+        One a row, of whoever it is decoded for; none leaves them to the scope.
     """
 
-    def __init__(self, role: RemoteRole, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, role: RemoteRole, prompts: Sequence[Sequence[int]], salts: Sequence[str] = ()
+    ) -> None:
         self.role = role
-        self._rows = [_Row(p) for p in prompts]
+        salts = salts or [""] * len(prompts)
+        self._rows = [_Row(ids, salt) for ids, salt in zip(prompts, salts, strict=True)]
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -116,6 +123,10 @@ class RemoteRows:
             f"this needs the {self.role.name}'s whole logits, and an engine gives numbers of some "
             f"tokens only; load the {self.role.name} in this process"
         )
+
+    def salt(self, row: int) -> str:
+        """Return what keeps a row's prefix apart from other tenants'; see ``Query``."""
+        return self._rows[row].salt
 
     def known(self, row: int) -> dict[Path, Numbers]:
         """Return what the engine has said after a row and further tokens; callers add to it."""

@@ -7,11 +7,12 @@ anchor's engine is only asked for the best, and a target's or judge's only for n
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from alignbeam.engines.client import Json
 
@@ -24,12 +25,33 @@ _MAX_PROMPTS: Final = 16
 _LOG_ZERO: Final = -9999.0
 #: Rounding may lift a probability, or a sum of them, above 1 by this.
 _ABOVE_ONE: Final = 1e-3
+#: Rounding may put the best of a flat distribution this far below an even share, nats.
+_BELOW_EVEN: Final = 0.01
 #: What a forbidden id's logit is lowered by; the most that the API takes.
 _FORBID: Final = -100.0
 
 
 class Nonsense(ValueError):
     """An answer that cannot be one; says what is wrong with it."""
+
+
+_P = ParamSpec("_P")
+_Read = TypeVar("_Read")
+
+
+def _distrusting(read: Callable[_P, _Read]) -> Callable[_P, _Read]:
+    """Have whatever comes up over an answer that nobody thought of be ``Nonsense``."""
+
+    @functools.wraps(read)
+    def reading(*args: _P.args, **kwargs: _P.kwargs) -> _Read:
+        try:
+            return read(*args, **kwargs)
+        except Nonsense:
+            raise
+        except Exception as error:
+            raise Nonsense(f"what cannot be read ({type(error).__name__})") from error
+
+    return reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,8 @@ class Query:
     ahead : int
         How many tokens after it are asked about as well, each after what the engine chose before
         it; fewer come where the engine ends.
+    salt : str
+        Keeps its prefix in the engine's cache apart from other tenants'; empty: see ``Scope``.
     """
 
     ids: tuple[int, ...]
@@ -84,6 +108,7 @@ class Query:
     only: int | None = None
     draw: Draw = GREEDY
     ahead: int = 0
+    salt: str = ""
 
 
 @dataclass(slots=True)
@@ -128,7 +153,7 @@ class Ask:
             "max_tokens": 1 + query.ahead,
             "logprobs": max(1, query.best),
             "return_tokens_as_token_ids": True,
-            **_plain(salt),
+            **_plain(query.salt or salt),
             **query.draw.fields(),
         }
         if query.best == 0:
@@ -140,6 +165,7 @@ class Ask:
             body["allowed_token_ids"] = [query.only]
         return body
 
+    @_distrusting
     def read(self, answer: Mapping[str, Any], width: int) -> list[Numbers]:
         """Return the numbers for each prompt.
 
@@ -168,6 +194,11 @@ class Ask:
             raise Nonsense(f"{len(numbers.logprobs)} log-probabilities where {query.best} were due")
         if math.fsum(map(math.exp, numbers.logprobs.values())) > 1 + _ABOVE_ONE:
             raise Nonsense("probabilities that add up to more than 1")
+        best_is_told = query.best > 0 or (
+            query.draw == GREEDY and not query.forbidden and query.only is None
+        )
+        if best_is_told and max(numbers.logprobs.values()) < -math.log(width) - _BELOW_EVEN:
+            raise Nonsense("a best token that is less probable than all of them can be")
         if numbers.chosen in query.forbidden or query.only not in (None, numbers.chosen):
             raise Nonsense("a token that was not to be chosen")
 
@@ -231,6 +262,7 @@ def stream_body(
     }
 
 
+@_distrusting
 def stream_tokens(event: Mapping[str, Any], width: int) -> tuple[list[int], bool]:
     """Return the new tokens of an event, and whether the engine ends there.
 
@@ -263,7 +295,7 @@ def _plain(salt: str) -> Json:
 
 
 def _kind(query: Query) -> tuple[object, ...]:
-    return query.best, query.forbidden, query.only, query.draw, query.ahead
+    return query.best, query.forbidden, query.only, query.draw, query.ahead, query.salt
 
 
 def _numbers(choice: Mapping[str, Any], width: int, most: int) -> list[Numbers]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from alignbeam.engines.scope import io_loop
-from alignbeam.errors import AlignBeamError, EngineFault, EngineShortfall, EngineUnavailable
+from alignbeam.errors import EngineFault, EngineShortfall, EngineUnavailable
 
 if TYPE_CHECKING:
     from alignbeam.engines.role import RemoteRole
@@ -75,10 +75,12 @@ class Watch:
         model, print_ = answer.get("model"), answer.get("system_fingerprint")
         if model not in (None, role.served):
             raise role.client.fault(f"an answer of {str(model)[:80]!r}, not of {role.served!r}")
+        if not isinstance(print_, str | None):
+            raise role.client.fault("a system_fingerprint that is no text")
         if print_ is None or print_ in self.prints:
             return
         if checking:
-            self._seen.add(str(print_))
+            self._seen.add(print_)
             return
         try:
             await self.check()
@@ -124,7 +126,7 @@ class Watch:
                 if missed >= _MISSES and client.breaker.why is None:
                     _log.error("%s", error)
                     client.breaker.trip(str(error))
-            except AlignBeamError as error:
+            except Exception as error:  # a watch that ended would leave the breaker as it is
                 if client.breaker.why != str(error):
                     _log.error("%s", error)
                 client.breaker.trip(str(error))

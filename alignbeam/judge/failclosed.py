@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -133,7 +134,13 @@ class FailClosed:
                 self._busy.release()
                 call.done.set()
 
-        worker = threading.Thread(target=work, name=f"judge {self.name}", daemon=True)
+        # With what the caller's thread knows of whose question it is.
+        worker = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(work,),
+            name=f"judge {self.name}",
+            daemon=True,
+        )
         try:
             worker.start()
         except RuntimeError:  # no more threads: the worker will never release the lock

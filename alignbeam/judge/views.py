@@ -14,7 +14,7 @@ from typing import Final
 
 from alignbeam.judge.marks import segments
 from alignbeam.judge.protocol import Conversation
-from alignbeam.judge.windows import parts
+from alignbeam.judge.windows import parts, sentences
 
 #: Most parts that a text is cut into; a longer text is cut into longer parts.
 MAX_PARTS: Final = 32
@@ -76,6 +76,16 @@ def _request_parts(conversation: Conversation, candidate: str, reach: Reach) -> 
     return [([{"role": role, "content": part}], candidate) for part in cut if part != text]
 
 
+def _last_sentence(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
+    if not conversation:
+        return []
+    role, text = conversation[-1]["role"], conversation[-1]["content"]
+    # Of a long message the last part shows it, with what little stands before it.
+    if not reach.request(text) or len(found := sentences(text)) < 2:
+        return []
+    return [([{"role": role, "content": found[-1].strip()}], candidate)]
+
+
 def _reply_parts(conversation: Conversation, candidate: str, reach: Reach) -> list[Shown]:
     cut = parts(candidate, reach.candidate, MAX_PARTS)
     if len(cut) == 1:
@@ -100,6 +110,7 @@ VIEWS: Final = {
         View("last-turn", _last_turn),
         View("reply", _reply),
         View("request-parts", _request_parts),
+        View("last-sentence", _last_sentence),
         View("reply-parts", _reply_parts),
         View("turns", _turns),
         View("plain-letters", _plain),

@@ -93,6 +93,11 @@ def most_windows(characters: int, tokens: int, room: int) -> int:
 _SENTENCE: Final = re.compile(r".+?(?:[.!?\u3002\uff01\uff1f]+[\"')\]]*\s+|\n+|$)", re.DOTALL)
 
 
+def sentences(text: str) -> list[str]:
+    """Cut ``text`` at the ends of its sentences and lines; blanks around them stay."""
+    return [piece for piece in _SENTENCE.findall(text) if piece.strip()]
+
+
 def parts(text: str, short: Callable[[str], bool], most: int) -> list[str]:
     """Cut ``text`` into at most ``most`` parts, at the ends of sentences where it can.
 
@@ -112,8 +117,7 @@ def parts(text: str, short: Callable[[str], bool], most: int) -> list[str]:
     """
     if short(text):
         return [text]
-    sentences = [piece for piece in _SENTENCE.findall(text) if piece.strip()]
-    pieces = [piece for sentence in sentences for piece in _halved(sentence, short)]
+    pieces = [piece for sentence in sentences(text) for piece in _halved(sentence, short)]
     found: list[list[str]] = []
     for piece in pieces:
         if found and short("".join([*found[-1], piece])):

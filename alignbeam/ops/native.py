@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, NoReturn, cast
 
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor
 from alignbeam.ops import build
 from alignbeam.ops.spec import MixResult, check_mix_topk, check_table
 
-# One per (device, stream): launches on one stream follow each other, on two they may overlap.
-_workspaces: dict[tuple[int, int], Tensor] = {}
 _arenas: dict[int, _Arena] = {}
 
 
@@ -63,48 +60,28 @@ def mix_topk_cuda(
 ) -> MixResult:
     """See `alignbeam.ops.mix_topk`; one launch on the current stream, no synchronisation.
 
-    The first call on a device allocates and waits once; later ones do nothing but queue.
+    The first call on a device allocates and waits once; later ones do nothing but queue. What is
+    returned shares one piece of memory: another stream may read it while the result, or any tensor
+    of it, is kept (``record_stream`` does not reach that memory).
     """
-    index = anchor_logits.get_device()
-    with nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index):
-        extension = _gpu_extension(index)
-        rows = len(anchor_logits)
-        if isinstance(alpha, Tensor):
-            alpha = alpha.contiguous()
-        # Of torch's own allocator, which alone can tell other streams that they are in use.
-        device = anchor_logits.device
-        anchor_mass, translated_mass, target_mass = torch.empty(
-            (3, rows), dtype=torch.float32, device=device
-        ).unbind(0)
-        out = MixResult(
-            torch.empty((rows, top_k), dtype=torch.int64, device=device),
-            torch.empty((rows, top_k), dtype=torch.float32, device=device),
-            anchor_mass,
-            translated_mass,
-            target_mass,
-            torch.empty(rows, dtype=torch.int32, device=device),
+    if isinstance(alpha, Tensor):
+        alpha = alpha.contiguous()
+    index = anchor_logits.get_device() if isinstance(anchor_logits, Tensor) else -1
+    out = None
+    if index >= 0:
+        out = _cuda_kernel(index)(
+            anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support, _workspace
         )
-        if rows == 0:
-            return out
-        stream = torch.cuda.current_stream(index).cuda_stream
-        needed = _workspace_bytes(extension, rows, anchor_logits.shape[1], target_logits.shape[1])
-        queued = extension.mix_topk_cuda(
-            anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support, out,
-            _workspace(index, stream, needed), stream,
-        )  # fmt: skip
-        if queued is None:
-            _refuse(anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support)
-    return out
+    if out is None:
+        _refuse(anchor_logits, target_logits, table, alpha, top_b, top_k, mix, support)
+    check_table(table, target_logits.shape[1])  # once per table, as on the CPU
+    return MixResult(*out)
 
 
 @functools.cache
-def _gpu_extension(index: int) -> Any:
-    return build.gpu_extension(torch.cuda.get_device_capability(index)).require()
-
-
-@functools.lru_cache(maxsize=256)
-def _workspace_bytes(extension: Any, rows: int, anchor_columns: int, target_columns: int) -> int:
-    return cast("int", extension.mix_topk_cuda_workspace(rows, anchor_columns, target_columns))
+def _cuda_kernel(index: int) -> Callable[..., Any]:
+    extension = build.gpu_extension(torch.cuda.get_device_capability(index)).require()
+    return cast("Callable[..., Any]", extension.mix_topk_cuda)
 
 
 def _refuse(*arguments: Any) -> NoReturn:
@@ -116,22 +93,17 @@ def _refuse(*arguments: Any) -> NoReturn:
     )
 
 
-def _workspace(index: int, stream: int, needed: int) -> Tensor:
-    """Return at least ``needed`` bytes, zeroed before their first use; kernels leave them so."""
+def _workspace(index: int, needed: int) -> Tensor:
+    """Return at least ``needed`` bytes, zero; the kernel leaves them so."""
     arena = _arenas.get(index)
     if torch.cuda.is_current_stream_capturing():
-        # Of the graph alone, for good: its replays may overlap with any other call.
+        # A graph zeroes what it cannot have of the arena, in each replay.
         memory = arena.take(needed) if arena is not None else None
-        if memory is None:  # then the graph zeroes some of its own, in each replay
-            memory = torch.zeros(needed, dtype=torch.uint8, device=f"cuda:{index}")
-        return memory
-    if arena is None:
+        if memory is not None:
+            return memory
+    elif arena is None:
         _arenas[index] = _Arena(index)
-    workspace = _workspaces.get((index, stream))
-    if workspace is None or workspace.numel() < needed:
-        workspace = torch.zeros(needed, dtype=torch.uint8, device=f"cuda:{index}")
-        _workspaces[index, stream] = workspace
-    return workspace
+    return torch.zeros(needed, dtype=torch.uint8, device=f"cuda:{index}")
 
 
 class _Arena:

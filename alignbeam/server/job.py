@@ -62,7 +62,7 @@ class Job:
     drafts : dict of int to Candidate
         Each beam, by its index, as the judge was last asked about it.
     verdicts : dict of int to Verdict
-        The last verdict on each beam.
+        Of each beam, on its draft; none until the judge has spoken.
     judge_rows : int
         How many rows the verdicts that were last asked for read.
     next_check : int
@@ -130,6 +130,9 @@ class Job:
         self.judging = True
         for beam in self._eligible():
             self.drafts[beam.index] = beam.candidate()
+            # Of one that is given up nobody may say anything more: what was said of its beginning
+            # must not count for the rest.
+            self.verdicts.pop(beam.index, None)
 
     def asked(self) -> list[tuple[int, str]]:
         """Return the beams that the judge is to score now, and their texts."""

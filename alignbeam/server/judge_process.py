@@ -1,23 +1,26 @@
 """A judge in a process of its own: when it crashes, hangs or is killed, the server lives on.
 
-The parent keeps one child and speaks with it over a pipe. A child that dies or does not answer in
-time fails the batch it was asked about (``FailClosed`` makes that verdicts of 5) and is replaced;
-until the new one has loaded, batches wait for it within their own time.
+The parent keeps one child and speaks with it over a pipe. A child that dies, does not answer in
+time, or says anything but the answer to the very batch that it was asked about, fails that batch
+(``FailClosed`` makes that verdicts of 5) and is replaced; until the new one has loaded, batches
+wait for it within their own time.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Final
 
 from alignbeam.config import JudgeConfig
 from alignbeam.embedded import or_embedded
-from alignbeam.errors import AlignBeamError, JudgeDied, ModelLoadError
+from alignbeam.errors import JudgeDied, ModelLoadError
 from alignbeam.judge import load_judge
 from alignbeam.judge.protocol import Conversation, check_lengths
 from alignbeam.models.reader import Reader
@@ -25,6 +28,8 @@ from alignbeam.result import Verdict
 
 _log = logging.getLogger(__name__)
 _SPAWN = multiprocessing.get_context("spawn")
+#: Seconds before a judge that could not be started is tried again; the last one from then on.
+_PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
 
 
 class JudgeProcess:
@@ -57,7 +62,8 @@ class JudgeProcess:
         self._here = load_judge(named, Reader.without_weights("judge", named))
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._closed = self._lost = False
+        self._closed = False
+        self._numbers = itertools.count()
         self._child, self._pipe = self._start()
         self.name = self._await_name(self._pipe)
         self._ready = True
@@ -91,38 +97,44 @@ class JudgeProcess:
             The judge in the child raised.
         """
         check_lengths(conversations, candidates)
-        asked = ([[dict(m) for m in c] for c in conversations], list(candidates))
+        batch = ([[dict(m) for m in c] for c in conversations], list(candidates))
         with self._lock:
             # Whoever comes after must not fail by what another's batch did to the child; nor by a
             # child that died since, which the watch has not told of yet.
             if self._ready and not self._child.is_alive():
                 self._replace()
-            self._changed.wait_for(lambda: self._ready or self._lost, self._timeout_s)
+            self._changed.wait_for(lambda: self._ready, self._timeout_s)
             if not self._ready:
                 raise JudgeDied("the judge's process is not there")
             try:
-                self._send(asked)
-                if not self._pipe.poll(self._timeout_s):
-                    raise TimeoutError(f"no verdict within {self._timeout_s:g} s")
-                answer = self._pipe.recv()
-            except (OSError, EOFError) as error:  # TimeoutError is an OSError
+                answer = self._ask(batch)
+            except Exception as error:  # whatever it was: what else is in the pipe is unknown
                 self._replace()
                 raise JudgeDied(f"the judge's process failed: {error!r}") from error
         if isinstance(answer, str):
             raise RuntimeError(answer)
-        verdicts: list[Verdict] = answer
-        return verdicts
+        return answer
 
-    def _send(self, asked: object) -> None:
-        """Hand a batch over; a child that does not even read it in time is killed."""
-        # Writing blocks once the pipe is full, and the pipe itself knows no time limit.
+    def _ask(self, batch: object) -> list[Verdict] | str:
+        """Hand a batch over and take the answer to it; a child that is too slow is killed.
+
+        A verdict must never count for another text than the one that it is about, so the child
+        says again which batch its answer is to.
+        """
+        # Writing blocks once the pipe is full, and reading in the middle of an answer; the pipe
+        # itself knows no time limit.
         watch = threading.Timer(self._timeout_s, self._child.kill)
         watch.daemon = True
         watch.start()
+        number = next(self._numbers)
         try:
-            self._pipe.send(asked)
+            self._pipe.send((number, batch))
+            answered, answer = self._pipe.recv()
         finally:
             watch.cancel()
+        if answered != number:
+            raise ValueError("an answer to another batch")
+        return answer  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the child."""
@@ -172,17 +184,19 @@ class JudgeProcess:
         _log.error("the judge's process is gone; starting another")
 
         def again() -> None:
-            try:
+            for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
                 child, pipe = self._start()
-                self._await_name(pipe)
-            except (AlignBeamError, OSError) as error:
-                _log.error("the judge's process cannot be started again: %s", error)
-                with self._lock:
-                    self._lost = True
-                    self._changed.notify_all()
-                return
+                try:
+                    self._await_name(pipe)
+                    break
+                except Exception as error:  # killed while it loads, no memory, garbage: try again
+                    _log.error("the judge's process cannot be started again: %s", error)
+                    child.kill()
+                    time.sleep(pause)
             with self._lock:
-                self._child, self._pipe, self._ready = child, pipe, True
+                self._child, self._pipe, self._ready = child, pipe, not self._closed
+                if self._closed:
+                    child.kill()
                 self._changed.notify_all()
             self._watch(child)
             _log.warning("the judge's process is back")
@@ -210,7 +224,7 @@ def _serve(pipe: Connection, config: JudgeConfig, threads: int) -> None:
     pipe.send(judge.name)
     while True:
         try:
-            conversations, candidates = pipe.recv()
+            number, (conversations, candidates) = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)  # the parent is gone
         answer: list[Verdict] | str
@@ -220,4 +234,4 @@ def _serve(pipe: Connection, config: JudgeConfig, threads: int) -> None:
             if "CUDA" in str(error) and not isinstance(error, torch.OutOfMemoryError):
                 raise  # a broken CUDA context stays broken: only another process helps
             answer = f"{type(error).__name__} in the judge"
-        pipe.send(answer)
+        pipe.send((number, answer))

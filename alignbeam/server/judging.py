@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from alignbeam.engines.scope import Scope, scope
 from alignbeam.judge import FailClosed
 from alignbeam.judge.reader import MAX_BATCH_TOKENS
 from alignbeam.result import Verdict
@@ -156,6 +157,7 @@ class JudgeDesk:
 
     def _score(self, asked: list[_Question]) -> None:
         begin = time.perf_counter()
+        scope.set(Scope(asked[0].round.job.request.salt))  # all of them are one client's
         verdicts = self._judge.score(
             [q.round.job.request.messages for q in asked], [q.text for q in asked]
         )

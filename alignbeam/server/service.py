@@ -17,7 +17,7 @@ from alignbeam.config import ServerConfig
 from alignbeam.controller import AlignBeam
 from alignbeam.decoding.beam import Request
 from alignbeam.engines.role import RemoteRole
-from alignbeam.errors import AlignBeamError, Cancelled, JudgeUnavailable
+from alignbeam.errors import AlignBeamError, Cancelled, EngineFault, JudgeUnavailable
 from alignbeam.result import plain
 from alignbeam.server.audit import AuditLog, Quota, candidates_of, cut, hashed, text_hash
 from alignbeam.server.canaries import attack_canaries, check_canaries
@@ -276,9 +276,12 @@ class Service:
             self.metrics.cancelled.inc()
         elif problem.status >= 500:
             self.metrics.fail_closed.labels(problem.code).inc()
-            # A failed judge may have quoted what it judged.
-            quotes = isinstance(error, JudgeUnavailable) and not self.config.log_prompts
-            detail = {} if quotes else {"detail": str(error)[:500]}
+            words = str(error)
+            if not self.config.log_prompts:
+                # A failed judge may have quoted what it judged, an engine what it was asked.
+                words = "" if isinstance(error, JudgeUnavailable) else words
+                words = error.public if isinstance(error, EngineFault) else words
+            detail = {"detail": words[:500]} if words else {}
             _log.warning("no answer: %s", problem.code, extra=detail)
         return problem
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import gzip
 import math
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
@@ -99,7 +103,19 @@ def to_null(answer):
     table[next(reversed(table))] = None
 
 
+def fill(value):
+    def change(answer):
+        table = said(answer)["top_logprobs"][0]
+        table.update(dict.fromkeys(table, value))
+
+    return change
+
+
 NONSENSE = {
+    "beyond-floats": fill(10**400),
+    "all-impossible": fill(-9999.0),
+    "place-of-no-kind": lambda answer: answer["choices"][0].update(index=[]),
+    "fingerprint-of-no-kind": lambda answer: answer.update(system_fingerprint={}),
     "NaN": to_nan,
     "null": to_null,
     "fewer": keep_some,
@@ -126,6 +142,7 @@ def test_nonsense_fails_the_request(engines, name, who):
 
 
 STREAMED = {
+    "too-many": lambda choice: choice.update(token_ids=choice["token_ids"] * 9),
     "no-ids": lambda choice: choice.update(token_ids=None),
     "foreign-ids": lambda choice: choice.update(token_ids=[99999]),
     "aborted": lambda choice: choice.update(finish_reason="abort"),
@@ -133,6 +150,69 @@ STREAMED = {
         token_ids=choice["token_ids"][:1], finish_reason="length"
     ),
 }
+
+
+def numbers_only(body):
+    return not body.get("stream")
+
+
+def streams(body):
+    return not numbers_only(body)
+
+
+def body_of(content, **headers):
+    return lambda: Response(content, headers=headers)
+
+
+async def trickle(head, piece, pause_s):
+    yield head
+    while True:
+        await asyncio.sleep(pause_s)
+        yield piece
+
+
+def trickling(*how):
+    return lambda: StreamingResponse(trickle(*how))
+
+
+def resident_mib():
+    held = Path("/proc/self/statm")  # where there is none, time alone is looked at
+    return int(held.read_text().split()[1]) // 256 if held.exists() else 0
+
+
+EMPTY = b'data: {"choices": [{"index": 0, "token_ids": [], "finish_reason": null}]}\n\n'
+#: What is sent in place of an answer, to questions for numbers or for a stream; and the error.
+INSTEAD = {
+    "nested": (numbers_only, body_of(b"[" * 200_000), "no JSON object"),
+    "packed": (
+        numbers_only,
+        body_of(gzip.compress(b" " * (64 << 20)), **{"content-encoding": "gzip"}),
+        "no JSON object",
+    ),
+    "without-end": (numbers_only, trickling(b"{", b" " * (1 << 20), 0), "more than 32 MiB"),
+    "drips": (numbers_only, trickling(b"{", b" ", 0.05), "is too slow"),
+    "elsewhere": (numbers_only, lambda: RedirectResponse("http://127.0.0.1:9/"), "307"),
+    "line-without-end": (streams, trickling(b"data: ", b" " * (1 << 18), 0), "1 MiB"),
+    "line-drips": (streams, trickling(b"data: {", b" ", 0.05), "is too slow"),
+    "comments": (streams, trickling(b"", b": here\n\n", 0.05), "is too slow"),
+    "no-tokens": (streams, trickling(b"", EMPTY, 0.01), "more of an answer"),
+}
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_answer_that_never_ends_or_grows_fails_the_request(served, pair, name):
+    kind, response, words = INSTEAD[name]
+    target, asks_target = served(pair[0])
+    asks_target = served.ask(target, pair[0], connect_s=0.2, read_s=0.2)
+    judge = CallableJudge(lambda messages, text: 1.0, "one")
+    beam = AlignBeam(asks_target, served(pair[1])[1], judge, CONFIG)
+    before = resident_mib()
+    target.instead = lambda body: response() if kind(body) else None
+    with pytest.raises(EngineUnavailable, match=words):
+        beam.generate("Hello!")
+    assert resident_mib() - before < 300
+    target.instead = lambda body: None
+    assert beam.generate("Hello!").text
 
 
 @pytest.mark.parametrize("name", STREAMED)

@@ -7,6 +7,7 @@ from mixed_prompts import mixed_prompts
 from tiny_models import length_scorer
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import GateConfig
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
 from alignbeam.errors import ConfigError
@@ -113,6 +114,21 @@ def test_an_engine_is_asked_one_kind_of_question(served, pairs):
     assert {(True, False), (False, True)} == set(named)
     # The first question to every engine is how many ids there are.
     assert not any("logprob_token_ids" in b for b in anchor.asked[1:])
+
+
+def test_gates_ask_an_anchor_nothing_that_its_opening_would_not(served, pairs):
+    pair = pairs[0]
+    anchor, asks_anchor = served(pair[1])
+    judge = CallableJudge(lambda messages, text: 1.0)
+    asked, found = [], []
+    shut = GateConfig(use=("divergence", "refusals"), divergence=0, refusals=0)
+    for gate in (GateConfig(), shut):
+        begin = len(anchor.asked)
+        beam = AlignBeam(pair[0], asks_anchor, judge, CONFIG, gate=gate)
+        found.append(tokens(beam, PROMPTS[:2], {}))
+        asked.append([body["prompt"] for body in anchor.asked[begin:]])
+    assert found[1] == found[0]
+    assert asked[1] == asked[0]
 
 
 def test_prompts_are_token_ids_and_prefixes_of_two_tenants_are_kept_apart(served, pairs):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving import chat, judge_of, serving
-from tiny_models import length_scorer, random_pair
+from serving import KEY, OTHER, chat, judge_of, serving
+from starlette.responses import JSONResponse
+from tiny_models import length_scorer, random_pair, random_role
 
 from alignbeam import BeamConfig
+from alignbeam.judge import Rubric, RubricJudge
 
 CONFIG = BeamConfig(mix_steps=4, beams=3, top_b=20, max_new_tokens=24, threshold=4.0)
+SHORT = Rubric("short", "", "Q {request}\n[{nonce}]\n{candidate}\n[{nonce}]\nGrade 1 to 5.")
 QUESTIONS = ["Hello!", "What is 2+2?", "Wie geht's?", "你好", "x"]
 
 
@@ -92,6 +96,54 @@ def test_engine_that_talks_nonsense_withholds_the_answer(engines):
         engines[0].spoil = lambda answer: {**answer, "choices": []}
         failed = ask(running)
         assert (failed.status_code, failed.json()["error"]["code"]) == (503, "engine_fault")
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_prefixes_of_two_clients_are_kept_apart_in_every_engine(served, pair, here):
+    """A target in this process is steered for several clients at once."""
+    (target, asks_target), (anchor, asks_anchor) = (served(role) for role in pair)
+    judge, asks_judge = served(random_role("judge", "llama", seed=3))
+    roles = pair[0] if here else asks_target, asks_anchor
+    rubric = RubricJudge(asks_judge, SHORT, label_mass_floor=0.0)
+    knows = judge_of()
+
+    class Both:  # asks the engine, and knows the canaries
+        name, role = "both", asks_judge
+
+        def score(self, conversations, candidates):
+            rubric.score(conversations, candidates)
+            return knows.score(conversations, candidates)
+
+    with serving(roles, Both(), CONFIG) as running:
+        for engine in (target, anchor, judge):
+            engine.asked.clear()
+        with ThreadPoolExecutor(8) as pool:
+            clients = [running.client(key) for key in (KEY, OTHER) * 4]
+            said = [
+                pool.submit(c.post, "/v1/chat/completions", json=chat("Hello!")) for c in clients
+            ]
+            assert {one.result().status_code for one in said} == {200}
+    for engine in (anchor, judge) if here else (target, anchor, judge):
+        assert len({body.get("cache_salt", "") for body in engine.asked}) == 2
+        assert all(body.get("cache_salt") for body in engine.asked)
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_what_an_engine_quotes_stands_in_the_log_only_where_asked_for(engines, caplog, status):
+    def quote(body):
+        return JSONResponse({"error": {"message": f"cannot take QXZJ {body['prompt']}"}}, status)
+
+    for log_prompts in (False, True):
+        with serving(engines[2], judge_of(), CONFIG, log_prompts=log_prompts) as running:
+            engines[0].instead = quote
+            caplog.clear()
+            for _ in range(5):  # the breaker opens, and says why
+                assert ask(running).status_code == 503
+            log = "\n".join(f"{r.getMessage()} {vars(r)}" for r in caplog.records)
+            assert ("QXZJ" in log) == log_prompts
+            assert "engine gave" in log
+            engines[0].instead = lambda body: None
+            until_ready(running, 200)
 
 
 def test_engine_that_dies_while_a_chunked_answer_streams_ends_it_with_an_error(engines):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from mixed_prompts import mixed_prompts
+from safetensors.torch import load_file, save_file
 from serving import chat, judge_of, serving
 from vllm_servers import VllmServer, serve_trio, vllm_python
 
@@ -33,6 +35,8 @@ SETTINGS = (
     {"fallback": "first"},
     {"fallback": "exact", "mix": "log", "support": "union"},
 )
+#: What a hundred streams at once are asked for: the engines have one core each at best.
+FEW = {"mix_steps": 3, "beams": 2, "max_new_tokens": 12}
 #: A new server compiles at its first question.
 PATIENCE_S = 300.0
 EACH = [SETTINGS[n % len(SETTINGS)] for n in range(len(PROMPTS))]
@@ -41,23 +45,35 @@ NONCE_KEY = b"the embedded trio".hex()
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory):
+def started(tmp_path_factory):
     servers = serve_trio(vllm_python(), tmp_path_factory.mktemp("vllm"))
     yield servers
     for server in servers.values():
         server.kill()
 
 
+@pytest.fixture
+def servers(started):
+    """The three, started again where an earlier test broke them."""
+    broken = [server for server in started.values() if not server.answers()]
+    for server in broken:
+        server.kill()
+        server.start()
+    for server in broken:
+        server.wait()
+    return started
+
+
 @pytest.fixture(scope="module")
-def remote(servers):
-    return over(servers)
+def remote(started):
+    return over(started)
 
 
-def over(servers):
+def over(servers, read_s=PATIENCE_S):
     """The trio over the servers; their tokenizers are where the servers say."""
     target, anchor, judge = (servers[role].url for role in ("target", "anchor", "judge"))
     return AlignBeam.from_pretrained(
-        RoleConfig(url=target, read_s=PATIENCE_S),
+        RoleConfig(url=target, read_s=read_s),
         RoleConfig(url=anchor, read_s=PATIENCE_S),
         JudgeConfig(url=judge, read_s=PATIENCE_S, nonce_key=NONCE_KEY),
         CONFIG,
@@ -123,14 +139,21 @@ def test_engine_that_plays_anchor_and_judge_is_refused_at_the_start(servers):
         AlignBeam.from_pretrained(servers["target"].url, url, JudgeConfig(url=url), CONFIG)
 
 
+def test_engine_that_gives_too_few_logprobs_is_refused_at_the_start(servers):
+    with pytest.raises(EngineShortfall, match="--max-logprobs 257"):
+        AlignBeam.from_pretrained(
+            servers["target"].url, servers["anchor"].url, judge_of(), BeamConfig(top_b=256)
+        )
+
+
 def test_gateway_that_is_killed_takes_nothing_of_another_along(trio, servers):
     """Two processes without a model, 50 streams each; one is killed while they run."""
-    want = [r.text for r in trio.outcomes(PROMPTS, {"max_new_tokens": 16})]
+    want = [r.text for r in trio.outcomes(PROMPTS, FEW)]
     with gateway(servers) as (doomed, doomed_url), gateway(servers) as (_, url):
         with ThreadPoolExecutor(100) as pool:
             lost = [pool.submit(streamed, doomed_url, prompt) for prompt in PROMPTS]
             kept = [pool.submit(streamed, url, prompt) for prompt in PROMPTS]
-            until(lambda: sum(future.done() for future in kept) >= 5)
+            until(lambda: any(future.done() for future in kept), seconds=600)
             doomed.kill()
             assert [future.result() for future in kept] == want
         outcomes = [future.exception() or future.result() for future in lost]
@@ -148,7 +171,12 @@ def gateway(servers):
     command = [sys.executable, "-m", "alignbeam", "serve", "--port", str(port)]
     for role, server in servers.items():
         command += [f"--{role}", server.url]
-    command += ["--set", f"judge.nonce_key={NONCE_KEY}", "--set", "server.max_batch_cells=1000000"]
+    settings = {"judge.nonce_key": NONCE_KEY, "server.max_batch_cells": 1000000}
+    settings |= {f"beam.{name}": value for name, value in FEW.items()}
+    settings |= {f"{role}.read_s": PATIENCE_S for role in servers}
+    settings["server.judge_timeout_s"] = PATIENCE_S
+    for name, value in settings.items():
+        command += ["--set", f"{name}={value}"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
 
@@ -160,7 +188,7 @@ def gateway(servers):
             return False
 
     try:
-        until(ready)
+        until(ready, seconds=600)
         yield process, url
     finally:
         process.kill()
@@ -169,9 +197,9 @@ def gateway(servers):
 
 def streamed(url, prompt):
     """The text of a streamed answer; raises where the stream breaks off."""
-    body = chat("", stream=True, max_tokens=16)
+    body = chat("", stream=True)
     body["messages"] = chat(prompt)["messages"] if isinstance(prompt, str) else prompt
-    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as response:
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=900) as response:
         data = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
     assert data[-1] == "[DONE]"
     frames = [json.loads(line) for line in data[:-1]]
@@ -226,9 +254,28 @@ def test_engine_killed_in_the_middle_of_its_answers_fails_them_all(servers, how)
         with running.client() as client:
             until(lambda: client.get("/ready").status_code == 503)
             assert client.get("/ready").json()["reasons"] == ["the target's engine is down"]
-    servers["target"].kill()
-    servers["target"].start()
-    servers["target"].wait()
+
+
+def test_engine_out_of_memory_answers_nobody(servers):
+    """The system gives it no more: a prompt that needs some ends the process with the weights."""
+    beam = over(servers, read_s=30.0)
+    pair = beam.target, beam.anchor
+    with serving(pair, beam.judge, CONFIG) as running, running.client() as client:
+
+        def ask(prompt):
+            return client.post("/v1/chat/completions", json=chat(prompt, max_tokens=12))
+
+        assert ask("Hello!").status_code == 200
+        servers["target"].starve()
+        try:
+            failed = ask("How are you? " * 200)
+            assert (failed.status_code, set(failed.json())) == (503, {"error"})
+            # Its last words, if it has any, are those of a fault.
+            assert failed.json()["error"]["code"] in ("engine_fault", "engine_unavailable")
+            until(lambda: client.get("/ready").status_code == 503)
+            assert client.get("/ready").json()["reasons"] == ["the target's engine is down"]
+        finally:
+            servers["target"].kill()
 
 
 def test_stalled_engine_is_too_slow_and_wakes_up(servers):
@@ -247,28 +294,47 @@ def test_stalled_engine_is_too_slow_and_wakes_up(servers):
     assert role.named_logprobs([[1, 5, 6]], [[7, 8]])[0] == pytest.approx(want[0], abs=1e-4)
 
 
-def test_engine_replaced_by_one_with_another_model_is_refused(servers, tmp_path):
-    """A rollout under the same name and address: the anchor's weights where the target was."""
+def another_model(folder):
+    return embedded_model("anchor"), ()
+
+
+def other_weights(folder):
+    """The target after more training, say: the same shape and tokenizer."""
+    shutil.copytree(embedded_model("target"), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return str(folder), ()
+
+
+def fewer_positions(folder):
+    return embedded_model("target"), ("--max-model-len", "256")
+
+
+@pytest.mark.parametrize(
+    ("rollout", "why"),
+    [
+        (another_model, "has another tokenizer"),
+        (other_weights, "serves another model than at the start"),
+        (fewer_positions, "now has 256 positions, and had 1024"),
+    ],
+)
+def test_engine_replaced_by_another_is_refused(servers, tmp_path, rollout, why):
+    """A rollout under the same name and address."""
     beam = over(servers)
     servers["target"].kill()
-    weights, url = embedded_model("anchor"), servers["target"].url
-    other = VllmServer(vllm_python(), weights, "target", tmp_path / "log", url)
+    model, flags = rollout(tmp_path / "model")
+    url = servers["target"].url
+    other = VllmServer(vllm_python(), model, "target", tmp_path / "log", url, flags)
     try:
         other.wait()
         with pytest.raises(EngineUnavailable):  # it is one, or the breaker is open still
             beam.generate("Hello!", max_new_tokens=12)
-        until(lambda: beam.target.watch.why is not None and "another" in beam.target.watch.why)
+        until(lambda: beam.target.watch.why is not None and why in beam.target.watch.why)
+        with pytest.raises(EngineUnavailable, match=why):
+            beam.generate("Hello!", max_new_tokens=12)
     finally:
         other.kill()
-    servers["target"].start()
-    servers["target"].wait()
-
-
-def test_engine_that_gives_too_few_logprobs_is_refused_at_the_start(servers):
-    with pytest.raises(EngineShortfall, match="--max-logprobs 257"):
-        AlignBeam.from_pretrained(
-            servers["target"].url, servers["anchor"].url, judge_of(), BeamConfig(top_b=256)
-        )
 
 
 def until(true, seconds=120):

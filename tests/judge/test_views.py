@@ -75,6 +75,13 @@ ONLY = {"views": ["conversation"]}
         pytest.param(
             drowned, ask(PAD + "HARM. " + PAD), "Sure.", "request-parts", id="padding around"
         ),
+        pytest.param(
+            lambda t: "HARM" in t and "France" not in t,
+            ask("Paris is in France. HARM, please."),
+            "Sure.",
+            "last-sentence",
+            id="a sentence before",
+        ),
         pytest.param(drowned, ask(PAD, PAD, "HARM, please."), "Sure.", "last-turn", id="history"),
         pytest.param(drowned, ask(PAD), "HARM is done so.", "reply", id="a harmless request"),
         pytest.param(
@@ -131,6 +138,7 @@ NEAR = dataclasses.replace(SHORT, candidate_tokens=40, request_tokens=40)
 READ = {
     "short": (ask("Well?"), "Fine."),
     "a history": (ask("Hi", "Hello", "Well?"), "Fine."),
+    "two sentences": (ask("It is fine. Or not?"), "Fine."),
     "a long request": (ask(PAD), "Fine."),
     "a long answer": (ask("Well?"), PAD),
     "both long": (ask(PAD), PAD[:600]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import given
@@ -87,6 +89,51 @@ def test_mix_topk_cuda_replays_in_a_graph() -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert_same_bits(MixResult(*(t.cpu() for t in out)), run(case))
+
+
+def test_mix_topk_cuda_calls_of_one_graph_share_a_workspace_and_no_graph_zeroes_one() -> None:
+    steps = [case_of(2), case_of(3), case_of(2)]
+    inputs = [(c.anchor_logits.cuda(), c.target_logits.cuda(), c.table.cuda()) for c in steps]
+    for x in inputs:  # tables are checked at their first use, which waits
+        mix_topk(*x, top_k=3, backend="cuda")
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        outs = [mix_topk(*x, top_k=3, backend="cuda") for x in inputs]
+    count = ctypes.c_size_t()
+    graph_handle = ctypes.c_void_p(graph.raw_cuda_graph())
+    assert ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(graph_handle, None, ctypes.byref(count)) == 0
+    assert count.value == len(steps)
+    graph.instantiate()
+    for _ in range(3):
+        graph.replay()
+        torch.cuda.synchronize()
+        for out, case in zip(outs, steps, strict=True):
+            assert_same_bits(MixResult(*(t.cpu() for t in out)), run(case))
+
+
+def test_mix_topk_cuda_results_outlive_each_other() -> None:
+    case = case_of(3)
+    inputs = case.anchor_logits.cuda(), case.target_logits.cuda(), case.table.cuda()
+    want = run(case)
+    kept = [mix_topk(*inputs, top_k=3, backend="cuda").logprobs for _ in range(64)]
+    for other in range(64):  # each takes what a freed one would have left
+        torch.full((64,), float(other), device="cuda")
+    assert all(torch.equal(x.cpu(), want.logprobs) for x in kept)
+
+
+def test_mix_topk_cuda_says_what_it_refuses() -> None:
+    case = case_of(2)
+    anchor, target, table = (
+        case.anchor_logits.cuda(), case.target_logits.cuda(), case.table.cuda()
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="top_b"):
+        mix_topk(anchor, target, table, top_b=0, backend="cuda")
+    with pytest.raises(ValueError, match="device"):
+        mix_topk(anchor, case.target_logits, table, backend="cuda")
+    with pytest.raises(ValueError, match="table must hold"):
+        mix_topk(anchor, target, table + 2**20, backend="cuda")
+    spread = torch.full((2, 2), 0.5, device="cuda")[:, 0]  # not contiguous
+    assert mix_topk(anchor, target, table, alpha=spread, backend="cuda").flags.tolist() == [0, 0]
 
 
 def test_mix_topk_cuda_serves_two_streams_at_once() -> None:

@@ -177,7 +177,7 @@ def test_attacks_refuse_a_judge_where_the_operator_says_so(pair, fooled, monkeyp
         assert "alignbeam_judge_attacks_lost 0.0" in client.get("/metrics").text
     monkeypatch.setattr(canaries, "ATTACK_S", -1.0)
     with (
-        pytest.raises(CanaryFailed, match="no time was left to try it with padding before"),
+        pytest.raises(CanaryFailed, match="no time was left to try it with a sentence before"),
         serving(pair, canary_attacks="refuse"),
     ):
         pass

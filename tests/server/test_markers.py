@@ -20,12 +20,24 @@ from hypothesis import strategies as st
 from marked import WORDS, marked_role, words_of
 from serving import chat, judge_of, serving
 
-from alignbeam import BeamConfig
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import GateConfig
+from alignbeam.errors import AlignBeamError
+from alignbeam.judge import CallableJudge
 from alignbeam.server.logs import JsonFormatter
 
 #: 2,000 in CI, and by ALIGNBEAM_DRAWS=2000.
 DRAWS = int(os.environ.get("ALIGNBEAM_DRAWS") or (2000 if os.environ.get("CI") else 200))
 BEAM = BeamConfig(mix_steps=2, beams=2, max_new_tokens=10)
+#: Whatever else an operator may have switched on, by the name of the server.
+OPERATOR = {
+    "raise": {"on_unsafe": "raise"},
+    "early": {"early_every": 2, "unsteered": True, "early_safe": 1.5},
+    "least": {"selection": "least_steered", "unsteered": True, "fallback": "prefix"},
+    "gated": {"stop": ("QZZ",), "stop_ends": False},
+}
+GATE = GateConfig(use=("divergence", "agreement"), divergence=0.5, combine="any")
+NAMES = (1, 3, 8, "shadow", *OPERATOR)
 
 #: What a judge may do with a candidate; only the first two let it pass.
 PASSED = (1.0, 2.4)
@@ -97,15 +109,16 @@ def servers(pair, tmp_path_factory):
     loggers = [logging.getLogger(name) for name in ("alignbeam", "uvicorn")]
     with contextlib.ExitStack() as stack:
         made = {}
-        for name in (1, 3, 8, "shadow", "raise", "shadow in the open"):
+        for name in (*NAMES, "shadow in the open"):
             judged = Judged()
             path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
             running = stack.enter_context(
                 serving(
                     pair,
                     judge_of(judged),
-                    BEAM.replace(on_unsafe="raise") if name == "raise" else BEAM,
-                    release="chunked" if name in (3, 8) else "full",
+                    BEAM.replace(**OPERATOR.get(name, {})),
+                    GATE if name == "gated" else None,
+                    release="chunked" if name in (3, 8, "gated") else "full",
                     chunk_tokens=name if isinstance(name, int) else 2,
                     allow=("alpha", "mix_steps", "beams", "explain", "policy"),
                     max_beams=3,
@@ -197,13 +210,13 @@ def leaked(server, route, body, verdicts, salt, shadow):
     return secret, secret & words_of(seen)
 
 
-_seen = {"secret": 0, "modes": set()}
+_seen = {"secret": 0, "batch": 0}
 
 
 @settings(max_examples=DRAWS)
 @given(
     request=asked(),
-    name=st.sampled_from([1, 3, 8, "shadow", "raise"]),
+    name=st.sampled_from(NAMES),
     verdicts=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=6),
     salt=st.integers(0, 1 << 16),
 )
@@ -213,9 +226,46 @@ def test_no_word_of_a_candidate_that_did_not_pass_leaves(servers, request, name,
     _seen["secret"] += len(secret)
 
 
+@settings(max_examples=DRAWS)
+@given(
+    prompts=st.lists(st.sampled_from(["Hello!", "b", "QQ"]), min_size=1, max_size=3),
+    own=st.fixed_dictionaries(
+        {
+            "beams": st.integers(1, 4),
+            "mix_steps": st.integers(0, 4),
+            "max_new_tokens": st.integers(4, 10),
+            "temperature": st.sampled_from([0.0, 1.5]),
+            "seed": st.integers(0, 5),
+            "stop": st.sampled_from([(), ("Z",), ("XX", " ")]),
+            "stop_ends": st.booleans(),
+            "unsteered": st.booleans(),
+            "selection": st.sampled_from(["safest", "least_steered"]),
+            "early_every": st.integers(0, 2),
+            "on_unsafe": st.sampled_from(["refuse", "raise"]),
+        }
+    ),
+    verdicts=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=6),
+    salt=st.integers(0, 1 << 16),
+)
+def test_no_word_of_a_candidate_that_did_not_pass_is_in_what_a_batch_tells(
+    pair, prompts, own, verdicts, salt
+):
+    judged = Judged()
+    judged.begin(verdicts, salt)
+    beam = AlignBeam(*pair, CallableJudge(lambda m, text: judged("", text), "test"))
+    told = [
+        # An error is for use at home: a judge's own words are in it.
+        "" if isinstance(one, AlignBeamError) else f"{one.text}\n{json.dumps(one.public())}"
+        for one in beam.outcomes(prompts, {**own, "threshold": 2.5})
+    ]
+    secret = judged.secret()
+    assert secret & words_of("\n".join(told)) == set()
+    _seen["batch"] += len(secret)
+
+
 def test_draws_had_secrets_to_keep(servers):
     """The property above says something: and where an operator asks for texts, they are found."""
-    assert _seen["secret"] > 2 * DRAWS
+    assert min(_seen["secret"], _seen["batch"]) > 2 * DRAWS
     body = chat(alignbeam={"explain": True})
     secret, found = leaked(
         servers["shadow in the open"], "/v1/chat/completions", body, [5.0], 0, True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ import pytest
 from serving import KEY, chat
 
 from alignbeam.config import JudgeConfig
-from alignbeam.errors import ModelLoadError, PromptError
+from alignbeam.errors import JudgeDied, ModelLoadError, PromptError
 from alignbeam.server.judge_process import JudgeProcess
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are tested on POSIX")
@@ -215,6 +216,56 @@ def test_judge_process_judges_as_the_judge_itself(trio):
         judge._child.join(WAIT_S)
         back = judge.score(conversations, texts)  # by the next one
         assert [v.score for v in back] == pytest.approx([v.score for v in here], abs=1e-4)
+    finally:
+        judge.close()
+
+
+class Twice:
+    """A pipe that hands its first message over twice."""
+
+    def __init__(self, pipe):
+        self._pipe, self._left = pipe, 2
+
+    def send(self, message):
+        for _ in range(max(1, self._left)):
+            self._pipe.send(message)
+        self._left = 0
+
+    def __getattr__(self, name):
+        return getattr(self._pipe, name)
+
+
+def test_verdict_of_the_judge_process_never_counts_for_another_batch():
+    judge = JudgeProcess(JudgeConfig(), timeout_s=WAIT_S, threads=1)
+    try:
+        asked = [[{"role": "user", "content": "What is 2 plus 3?"}]]
+        safe, harmful = ["2 plus 3 is 5."], ["Sure, here is what you asked for. First, set it up."]
+        judge._pipe = Twice(judge._pipe)
+        assert judge.score(asked, safe)[0].score < 2
+        # The answer that nobody took is the next one in the pipe.
+        with pytest.raises(JudgeDied, match="another batch"):
+            judge.score(asked, harmful)
+        assert judge.score(asked, harmful)[0].score > 2.5
+        assert judge.score(asked, safe)[0].score < 2
+    finally:
+        judge.close()
+
+
+def test_judge_process_that_is_killed_while_it_loads_is_started_again(monkeypatch):
+    monkeypatch.setattr("alignbeam.server.judge_process._PAUSES", (0.1,))
+    judge = JudgeProcess(JudgeConfig(), timeout_s=WAIT_S, threads=1)
+    try:
+        dead, deadline = set(), time.monotonic() + 30
+        for _ in range(3):  # the first one works, the next ones load
+            while not (new := {c.pid for c in multiprocessing.active_children()} - dead):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            dead |= new
+            for pid in new:
+                os.kill(pid, signal.SIGKILL)
+        asked = [[{"role": "user", "content": "What is 2 plus 3?"}]]
+        assert judge.score(asked, ["2 plus 3 is 5."])[0].score < 2
+        assert judge.pid not in dead
     finally:
         judge.close()
 

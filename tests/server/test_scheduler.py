@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from alignbeam.config import GateConfig
 from alignbeam.decoding.batch import Batch
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
+from alignbeam.decoding.engine import Engine
 from alignbeam.errors import (
     Cancelled,
     ConfigError,
@@ -24,6 +26,7 @@ from alignbeam.errors import (
 from alignbeam.judge import CallableJudge
 from alignbeam.models.rows import Rows
 from alignbeam.result import Verdict
+from alignbeam.server.job import Job
 from alignbeam.server.problems import Draining, Overloaded, TooLarge
 from alignbeam.server.scheduler import Scheduler
 
@@ -64,6 +67,19 @@ def running(beam):
 
 def texts(tickets):
     return [ticket.future.result(WAIT_S).result.text for ticket in tickets]
+
+
+def test_verdict_on_a_beginning_is_none_on_what_follows(beam):
+    request = beam.prepare("Hello!")
+    engine = Engine(beam.target, beam.steering, Clock([]))
+    engine.add([request])
+    job = Job(request, "", "chunked", lambda text: None, Future(), 4)
+    job.to_judge()
+    job.verdicts.update({one.index: Verdict(1.0) for one in request.beams})
+    assert all(candidate.passes(1.0) for candidate in job.candidates())
+    engine.step()
+    job.to_judge()
+    assert {candidate.failure for candidate in job.candidates()} == {"not-judged"}
 
 
 @pytest.mark.parametrize(

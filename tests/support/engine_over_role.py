@@ -35,8 +35,9 @@ class EngineOverRole:
         Bodies of the completions so far.
     spoil : callable
         Given each answer or event before it is sent; returns what is sent.
-    hold : asyncio.Event-like
-        While set, nothing is answered.
+    instead : callable or None
+        Given the body of each completion; the response that it returns is sent in place of the
+        answer.
     live : int
         Streams that are being written.
     aborted : int
@@ -48,6 +49,7 @@ class EngineOverRole:
         self.fingerprint = "first"
         self.asked: list[Json] = []
         self.spoil: Callable[[Json], Json] = lambda answer: answer
+        self.instead: Callable[[Json], Response | None] = lambda body: None
         self.status = 200
         self.pause_s = self.token_s = 0.0
         self.aborted = 0
@@ -102,6 +104,8 @@ class EngineOverRole:
         body = await request.json()
         self.asked.append(body)
         await asyncio.sleep(self.pause_s)
+        if (other := self.instead(body)) is not None:
+            return other
         if self.status != 200:
             return _refusal(self.status, "The engine is dead")
         if body["model"] != self.served:

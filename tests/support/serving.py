@@ -11,7 +11,7 @@ import httpx2
 import uvicorn
 
 from alignbeam import AlignBeam, BeamConfig
-from alignbeam.config import ServerConfig
+from alignbeam.config import GateConfig, ServerConfig
 from alignbeam.doctor.samples import CANARIES
 from alignbeam.doctor.survival import ATTACKS
 from alignbeam.judge import CallableJudge, Judge
@@ -70,11 +70,15 @@ class Running:
 
 @contextlib.contextmanager
 def serving(
-    pair, judge: Judge | None = None, beam: BeamConfig | None = None, **settings
+    pair,
+    judge: Judge | None = None,
+    beam: BeamConfig | None = None,
+    gate: GateConfig | None = None,
+    **settings,
 ) -> Iterator[Running]:
     """Serve a pair of roles with a key; ``settings`` are fields of ``ServerConfig``."""
     config = beam or BeamConfig(mix_steps=4, beams=2, max_new_tokens=16)
-    trio = AlignBeam(*pair, judge or judge_of(), config)
+    trio = AlignBeam(*pair, judge or judge_of(), config, gate=gate)
     keys = Keys(environ={"ALIGNBEAM_API_KEYS": f"{KEY},{OTHER}"})
     running = Running(Server(trio, ServerConfig(**settings), keys=keys))
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -36,7 +38,13 @@ class VllmServer:
     """
 
     def __init__(
-        self, python: str, model: str, served: str, log: Path, url: str | None = None
+        self,
+        python: str,
+        model: str,
+        served: str,
+        log: Path,
+        url: str | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         self._command = [
             *("nice", "-n", "5", python, "-m", "vllm.entrypoints.openai.api_server"),
@@ -46,6 +54,7 @@ class VllmServer:
             # the other engines on few cores, and blocks of 128 tokens hold no short prompt.
             *("--distributed-executor-backend", "uni", "--block-size", "32"),
             *("--host", "127.0.0.1"),
+            *flags,
         ]
         self._log = log
         self.url = url or f"http://127.0.0.1:{_free_port()}"
@@ -73,11 +82,9 @@ class VllmServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            try:
-                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            except httpx2.HTTPError:
-                time.sleep(0.5)
+            if self.answers():
+                return
+            time.sleep(0.5)
         tail = self._log.read_text(encoding="utf-8", errors="replace")[-3000:]
         raise RuntimeError(f"vLLM did not start:\n{tail}")
 
@@ -87,6 +94,13 @@ class VllmServer:
 
     def kill_core(self) -> None:
         """End what holds the weights and no more, as the kernel does when memory runs out."""
+        os.kill(self._core(), signal.SIGKILL)
+
+    def starve(self) -> None:
+        """Give what holds the weights no more memory than it has."""
+        resource.prlimit(self._core(), resource.RLIMIT_AS, (1, 1))
+
+    def _core(self) -> int:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 group = int((folder / "stat").read_text().rpartition(")")[2].split()[2])
@@ -94,9 +108,15 @@ class VllmServer:
             except OSError:  # it has ended meanwhile
                 continue
             if core and group == self._process.pid:
-                os.kill(int(folder.name), signal.SIGKILL)
-                return
-        raise RuntimeError("no engine core to kill")
+                return int(folder.name)
+        raise RuntimeError("no engine core")
+
+    def answers(self) -> bool:
+        """Whether it is there and can compute."""
+        try:
+            return httpx2.get(f"{self.url}/health", timeout=5).status_code == 200
+        except httpx2.HTTPError:
+            return False
 
     def kill(self) -> None:
         """End all of it at once."""
