@@ -128,7 +128,7 @@ def test_mix_topk_cuda_says_what_it_refuses() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="top_b"):
         mix_topk(anchor, target, table, top_b=0, backend="cuda")
-    with pytest.raises(ValueError, match="device"):
+    with pytest.raises(ValueError, match="must be on cuda"):
         mix_topk(anchor, case.target_logits, table, backend="cuda")
     with pytest.raises(ValueError, match="table must hold"):
         mix_topk(anchor, target, table + 2**20, backend="cuda")
