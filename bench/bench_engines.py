@@ -5,7 +5,8 @@ AlignBeam is measured twice: as it is, and asking for one step at a time (``step
 ``python bench/bench_engines.py TARGET ANCHOR JUDGE`` takes the addresses of three engines; rows go
 to ``results/engines.jsonl``, from where ``render_engines.py`` writes them into ``docs/scaling.md``.
 Each question is asked of all systems before the next one is, so that whatever else the
-machine does meets all of them.
+machine does meets all of them. Once more no end token ends an answer: all have the length that was
+asked for.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from alignbeam.engines.role import RemoteRole
 
 #: A new server compiles at its first question.
 PATIENCE_S = 300.0
+AT_ONCE = (1, 16)
 SYSTEMS: dict[str, dict[str, Any]] = {
     "target": {"mix_steps": 0, "beams": 1},
     "best-of-3": {"mix_steps": 0, "beams": 3, "temperature": 0.7},
@@ -43,6 +45,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 class EngineRow:
     """One system at one concurrency; per answer, times in milliseconds and traffic in KiB.
 
+    ``full``: no end token ended an answer.
     ``target``, ``anchor`` and ``judge`` are what the engines are asked: HTTP requests and the bytes
     both ways; ``trips`` are the questions that were waited for one after another, the judge's
     included and the completion aside. ``tokens`` is the mean length of the longest beam,
@@ -53,6 +56,7 @@ class EngineRow:
     concurrency: int
     answers: int
     max_new_tokens: int
+    full: bool
     ms_p50: float
     ms_p95: float
     cpu_ms: float
@@ -142,6 +146,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
             min(at_once, n),
             n,
             beam.config.max_new_tokens,
+            not beam.target.end_ids,
             round(statistics.median(times[system]), 1),
             round(sorted(times[system])[int(0.95 * (n - 1))], 1),
             round(cpu[system] / n, 1),
@@ -159,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for role in ("target", "anchor", "judge"):
         parser.add_argument(role, help="address of its engine")
-    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=16)
     given = parser.parse_args()
     config = BeamConfig(max_new_tokens=128, wishes=0, on_unsafe="safest")
     beam = AlignBeam.from_pretrained(
@@ -169,14 +174,16 @@ def main() -> None:
         config,
     )
     shipped = sample()
-    asked = [p.prompt for p in (*shipped.benign, *shipped.harmful)]
-    questions = list(itertools.islice(itertools.cycle(asked), given.questions))
+    asked = itertools.cycle(p.prompt for p in (*shipped.benign, *shipped.harmful))
+    questions = list(itertools.islice(asked, max(given.questions, *AT_ONCE)))
     measure(beam, questions[:2], 2)  # whatever is compiled at first use
     writer = rows.Writer(rows.RESULTS / "engines.jsonl")
-    for at_once in (1, 16):
-        for row in measure(beam, questions, at_once):
-            print(row)
-            writer.add(row)
+    for ends in (beam.target.end_ids, ()):
+        beam.target.end_ids = ends
+        for at_once in AT_ONCE:
+            for row in measure(beam, questions[: max(given.questions, at_once)], at_once):
+                print(row, flush=True)
+                writer.add(row)
     writer.close()
 
 

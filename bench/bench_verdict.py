@@ -42,7 +42,7 @@ class Cost:
 
     judge: str
     threads: int
-    candidates: int  # of one call, at most
+    candidates: int  # of one call, on average
     verdicts: int
     wall_s_p50: float
     wall_s_least: float
@@ -99,7 +99,7 @@ def measured(name: str, judge: ModelJudge, asked: Sequence[Asked], together: int
     return Cost(
         judge=name,
         threads=torch.get_num_threads(),
-        candidates=max(len(texts) for _, texts in asked) * together,
+        candidates=verdicts // len(wall),
         verdicts=verdicts,
         wall_s_p50=quantile_of(wall, 0.5),
         wall_s_least=min(wall),
@@ -121,6 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     judge = load_judge_of(load_settings(options.settings, environ={}).judge).judge
     asked = requests_of(options.run, options.requests)
+    torch.set_num_threads(1)
     judge.score([asked[0][0]], asked[0][1][:1])  # what a model is asked once only
     found = []
     for together in TOGETHER:

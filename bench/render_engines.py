@@ -23,14 +23,18 @@ def engines() -> str:
     found = rows.read("engines")
     if not found:
         return ""
-    base = {row["concurrency"]: row["ms_p50"] for row in found if row["system"] == "best-of-3"}
+    base = {
+        (row.get("full", False), row["concurrency"]): row["ms_p50"]
+        for row in found
+        if row["system"] == "best-of-3"
+    }
     lines = [
         [
             _NAMES[row["system"]],
             f"{row['concurrency']}",
             f"{row['ms_p50']:,.0f}",
             f"{row['ms_p95']:,.0f}",
-            f"{row['ms_p50'] / base[row['concurrency']]:.2f}",
+            f"{row['ms_p50'] / base[row.get('full', False), row['concurrency']]:.2f}",
             f"{row['cpu_ms']:.0f}",
             f"{row['tokens']:.0f}",
             f"{row['trips']:.1f}",
