@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 from alignbeam.errors import ConfigError
 
 #: Endings of files that hold rows.
-ROWS: Final = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+ROWS: Final = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json")
 
 #: Byte order marks; UTF-32's begins with UTF-16's.
 _MARKS: Final = (
@@ -61,8 +62,8 @@ def read_rows(path: Path) -> list[Row]:
     if kind not in ROWS:
         raise ConfigError(f"{path}: rows are read from files called {', '.join(ROWS)}")
     text = read_text(path)
-    if kind in (".csv", ".tsv"):
-        return list(_table(text, "\t,;" if kind == ".tsv" else ",;\t", str(path)))
+    if kind in (".csv", ".tsv", ".tab"):
+        return list(_table(text, ",;\t" if kind == ".csv" else "\t,;", str(path)))
     if kind == ".json":
         found = parse_json(text, str(path))
         if not isinstance(found, list):
@@ -168,6 +169,10 @@ def _table(text: str, delimiters: str, where: str) -> Iterator[Row]:
                 "text not doubled?"
             ) from error
 
+    # Excel's own first line; left empty, it keeps the others' numbers.
+    told = re.match(r"\"?sep=([,;\t|])\"?(?=\r?\n)", text)
+    if told:
+        delimiters, text = told[1], text[told.end() :]
     limit = csv.field_size_limit(max(1, len(text)))  # of the whole process
     try:
         width, delimiter = max(

@@ -10,8 +10,12 @@ from typing import Final
 _SIGNS: Final = str.maketrans(
     dict.fromkeys("\u2212\u2010\u2011\u2013\ufe63\uff0d", "-")
     | dict.fromkeys("\u00a0\u2007\u2008\u2009\u200a\u202f\u205f", " ")
-    | {"\u2019": "'", "\u2044": "/", "\u00d7": "*", "\u00f7": " / ", "\u2248": "="}
+    | {"\u2019": "'", "\u2044": "/", "\u00d7": "*", "\u00f7": " / "}
+    | dict.fromkeys("\u2248\u2192\u21d2", "=")
+    | {"\u00bc": r"\frac14", "\u00bd": r"\frac12", "\u00be": r"\frac34"}
+    | {"\u2153": r"\frac13", "\u2154": r"\frac23"}
 )
+_FRACTION: Final = r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))"
 _PLAIN: Final = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
@@ -20,19 +24,32 @@ _PLAIN: Final = tuple(
         (r"(?<=[\d,])\\[!,:; ](?=\d)", ""),
         (r"\\[!,:; ]|\\q?quad\b|~", " "),
         (r"\\([$%#&])", r"\1"),
-        (r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)\s*(\d))", r" \1\3/\2\4"),
+        # A minus before a fraction or on top of it stands beside its number.
+        (r"(\\[dt]?frac\s*\{)\s*-", r"-\1"),
+        (r"-\s*" + _FRACTION, r"-\1\3/\2\4"),
+        (_FRACTION, r" \1\3/\2\4"),
         (r"\\(?:times|cdot)\b", "*"),
         (r"\\div\b", " / "),
         (r"\\approx\b", "="),
         (r"\\(?:text\w*|math\w+|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
         # The power of a unit is no number of its own.
         (r"(?<=[A-Za-z}])\^\{?\d+\}?", ""),
-        (r"\bnegative (?=[$\d])|(?<=\bis )minus (?=[$\d])", "-"),
+        (r"\bnegative (?=[$\d])|(?<=\bis )(?:minus|-) (?=[$\d])|(?<=[#=] )- (?=[$\d])", "-"),
+        # "5 + 7, which is 12": an equation in words.
+        (
+            r"(\d[^\d\n.=]*(?:[-+*/]|\b(?:plus|minus|times|of)\b)[^\n.=]*?\d[^\d\n.=]*?)"
+            r",? which (?:is|equals|makes|gives)\b",
+            r"\1 =",
+        ),
     )
 )
-_BOXED: Final = re.compile(r"\\f?boxed\s*(?:\{((?:[^{}]|\{[^{}]*\})*)(?:\}|$)|([^\s{]+))")
+_BOXED: Final = re.compile(r"\\(?:f?boxed|fbox)\s*(?:\{((?:[^{}]|\{[^{}]*\})*)(?:\}|$)|([^\s{]+))")
 #: Where a model that ran on asks itself the next question.
-_RUN_ON: Final = re.compile(r"\n[ \t]*(?:question|problem|q|user|human)\s*\d*\s*:", re.IGNORECASE)
+_RUN_ON: Final = re.compile(
+    r"\n[ \t]*(?:#+ *)?(?:question|problem|exercise|instruction|q|user|human)\s*\d*\s*:"
+    r"|\[INST\]|<\|(?:user|im_start|start_header_id)\b",
+    re.IGNORECASE,
+)
 
 _DIGITS: Final = (
     r"(?<!/)(?:\d{1,9} +)?\d{1,9}/0*[1-9]\d{0,8}(?![\d/])"  # 1/2, 2 1/2
@@ -47,7 +64,9 @@ _NUMBER: Final = re.compile(
     rf"(?<!\d)(?P<digits>{_DIGITS})"
 )
 #: Between two numbers of one side of an equation, and between its sides.
-_OPERATOR: Final = re.compile(r"[^\d=.,;:\n]*?(?:[+*/x^-]|\b(?:times|plus|minus)\b)[^\d=.,;:\n]*")
+_OPERATOR: Final = re.compile(
+    r"[^\d=.,;:\n]*?(?:[+*/x^-]|\b(?:times|plus|minus|of)\b)[^\d=.,;:\n]*"
+)
 _EQUALS: Final = re.compile(r"[^\d=.,;:\n]*=[^\d=.;:\n]*?(?=[$\u20ac\u00a3\u00a5.-]*\d)")
 _NOT: Final = re.compile(r"\bnot\s+" + _NUMBER.pattern)
 _MARK: Final = re.compile(

@@ -16,9 +16,20 @@ ROLES: Final = (*_SYSTEM, "user", "assistant")
 _LATE: Final = "System message: "
 
 #: Keys that clients replay and that ask for nothing.
-_DROPPED: Final = ("name", "annotations", "reasoning_content", "reasoning", "cache_control")
+_DROPPED: Final = (
+    *(
+        "name",
+        "id",
+        "annotations",
+        "citations",
+        "parsed",
+        "cache_control",
+        "provider_specific_fields",
+    ),
+    *("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks"),
+)
 #: Keys that ask for what is not done here, unless they are empty.
-_UNSUPPORTED: Final = ("tool_calls", "tool_call_id", "function_call", "audio")
+_UNSUPPORTED: Final = ("tool_calls", "tool_call_id", "function_call", "audio", "images")
 _KNOWN: Final = ("role", "content", "refusal", *_DROPPED, *_UNSUPPORTED)
 #: Kinds of content parts that are not read, with ``input_`` before or ``_url`` behind them or not.
 _NO_TEXT: Final = ("image", "audio", "video", "file", "document", "tool_use", "tool_result")
@@ -104,14 +115,15 @@ def _part(place: _Place, part: Any) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
         raise _wrong(place, "must be an object with a type", "invalid_value")
-    if kind in ("thinking", "reasoning"):
+    if kind in ("thinking", "redacted_thinking", "reasoning"):
         return ""
-    if kind not in ("text", "refusal"):
+    key = "text" if kind in ("input_text", "output_text") else kind
+    if key not in ("text", "refusal"):
         plain = kind.removeprefix("input_").removesuffix("_url")
         named = plain if plain in _NO_TEXT else "all but text"
         raise _unsupported(place, f"{named} parts are")
-    _check_keys(place, part, ("type", kind, *_DROPPED))
-    return _text((*place, kind), part.get(kind))
+    _check_keys(place, part, ("type", key, "logprobs", *_DROPPED))
+    return _text((*place, key), part.get(key))
 
 
 def _text(place: _Place, text: object) -> str:

@@ -194,6 +194,7 @@ def test_read_prompts_keeps_unusual_line_separators_inside_a_prompt(tmp_path):
         ("p.csv", b'id,prompt\n1,"a, b"\n2,"c\nd"\n'),
         ("p.CSV", b'Prompt;id\r\n"a, b";1\r\n"c\nd";2\r\n'),
         ("p.tsv", 'id\tprompt\n1\ta, b\n2\t"c\nd"\n'.encode("utf-16")),
+        ("p.tab", b'id\tprompt\n1\ta, b\n2\t"c\nd"\n'),
         ("p.ndjson", b'{"prompt": "a, b"}\n{"PROMPT": "c\\nd"}\n'),
         ("p.json", b'[{"prompt": "a, b"}, {"prompt": "c\\nd"}]'),
     ],

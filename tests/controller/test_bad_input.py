@@ -155,6 +155,21 @@ READ: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [user("x"), assistant([{"type": "refusal", "refusal": "No."}]), user("y")],
         [user("x"), assistant("No."), user("y")],
     ),
+    "what gateways add": (
+        [
+            {**user("x"), "id": "m1"},
+            assistant(
+                [
+                    {"type": "redacted_thinking", "data": "s"},
+                    {"type": "output_text", "text": "y", "annotations": [], "logprobs": None},
+                ],
+                **{"parsed": None, "images": [], "thinking_blocks": None},
+                **{"reasoning_details": [{"type": "t"}], "provider_specific_fields": None},
+            ),
+            user([{"type": "input_text", "text": "z", "citations": None}]),
+        ],
+        [user("x"), assistant("y"), user("z")],
+    ),
     "thinking": (
         [
             user("x"),

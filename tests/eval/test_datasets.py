@@ -151,6 +151,9 @@ ROWS = {
     "a.csv": b'id,prompt\n1,"a; b, c"\n2,d\n',
     "semicolons.csv": b'id;prompt\n1;"a; b, c"\n2;d\n',
     "tabs.csv": b"id\tprompt\n1\ta; b, c\n2\td\n",
+    "excel.csv": b'sep=;\r\nid;prompt\r\n1;"a; b, c"\r\n2;d\r\n',
+    "pipes.csv": b'"sep=|"\nid|prompt\n1|a; b, c\n2|d\n',
+    "a.tab": b"id\tprompt\n1\ta; b, c\n2\td\n",
     "a.tsv": b"id\tprompt\n1\ta; b, c\n2\td\n",
     "B.CSV": b'ID, Prompt \r\n1,"a; b, c"\r\n\r\n2,d\r\n,\r\n',
     "index.csv": b',id,prompt\n0,1,"a; b, c"\n1,2,d\n',
@@ -176,6 +179,7 @@ def test_own_file_is_read_whatever_tool_wrote_it(tmp_path, name):
     ("name", "content", "says"),
     [
         ("a.csv", b"id,prompt\n1,If I mix flour, water, and yeast?\n", "line 2: 4 fields where"),
+        ("a.csv", b"sep=;\nid;prompt\n1;a;b\n", "line 3: 3 fields where"),
         ("a.csv", b'id,prompt\n1,"a\nb"\n2\n', "line 4: 1 fields where the header has 2"),
         ("a.csv", b"prompt\nIf I mix flour, water, and yeast?\n", "line 2: 3 fields"),
         ("a.csv", b'id,prompt\n1,a\n2,"b\n3,c\n4,d\n', "line 3: .*quote never closed"),

@@ -128,6 +128,7 @@ def problem(response):
         (said(tool_calls=[{"id": "1"}]), "unsupported_field", "messages.1.tool_calls"),
         (said(function_call={"name": "f"}), "unsupported_field", "messages.1.function_call"),
         (said(audio={"id": "1"}), "unsupported_field", "messages.1.audio"),
+        (said(images=["aGk="]), "unsupported_field", "messages.1.images"),
         (said(role="tool", tool_call_id="1"), "unsupported_field", "messages.1.role"),
         (said(content=[{"type": "text", "text": "a", "mood": 1}]), "unknown_field",
          "messages.1.content.0.mood"),

@@ -458,6 +458,31 @@ def test_scheduler_chunked_releases_judged_pieces_that_make_the_answer(pair, run
         assert any(text.startswith("".join(pieces[:end])) for text in seen)
 
 
+def test_scheduler_chunked_holds_back_what_may_become_a_stop_string_longer_than_the_text(
+    pair, running
+):
+    seen, released, stop = [], [], "z" * 30
+
+    def lenient(messages, text):
+        seen.append(text)
+        return 1.0
+
+    def release(piece):
+        released.append((piece, max(len(text.encode()) for text in seen)))
+
+    beam = AlignBeam(*pair, judged(lenient), BeamConfig(max_new_tokens=60, mix_steps=4, beams=1))
+    ticket = running(beam, chunk_tokens=6).submit(
+        "abc", {"stop": (stop,)}, release="chunked", on_text=release
+    )
+    answer = ticket.future.result(WAIT_S)
+    assert answer.released == "".join(piece for piece, _ in released) != ""
+    assert answer.result.text.startswith(answer.released)
+    told = 0
+    for piece, read in released:
+        told += len(piece.encode())
+        assert told <= max(0, read - len(stop) + 1)
+
+
 def test_scheduler_chunked_tells_the_steps_of_the_beam_that_was_released(pair, running):
     rejected = []
 
