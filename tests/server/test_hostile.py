@@ -263,12 +263,12 @@ def test_judge_process_tells_that_the_judge_raised_and_ends_where_cuda_broke(mon
     monkeypatch.setattr("alignbeam.controller.load_judge_of", lambda config: FailClosed(Raises()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     ours, theirs = multiprocessing.Pipe()
-    ours.send(([[{"role": "user", "content": "q"}]], ["a secret"]))
+    ours.send((7, ([[{"role": "user", "content": "q"}]], ["a secret"])))
     ours.send(None)  # no batch: ends the loop
     with pytest.raises((RuntimeError, TypeError), match="CUDA" if broken else "unpack"):
         _serve(theirs, JudgeConfig(), 0)
     assert ours.recv() == "raises"
-    assert broken or ours.recv() == "RuntimeError in the judge"
+    assert broken or ours.recv() == (7, "RuntimeError in the judge")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a process is stopped by a POSIX signal")
