@@ -161,7 +161,7 @@ class EngineClient:
             ):
                 said = await self._whole(response)
         except TimeoutError:
-            raise self._dripping() from None
+            raise self._unreachable(slow := httpx2.ReadTimeout("not whole in time")) from slow
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
         self.received += counted * len(said)
@@ -209,7 +209,7 @@ class EngineClient:
             async with asyncio.timeout(self._whole_s):
                 return await anext(events, None)
         except TimeoutError:
-            raise self._dripping() from None
+            raise self._unreachable(slow := httpx2.ReadTimeout("not whole in time")) from slow
 
     async def _stream(self, path: str, content: bytes) -> AsyncIterator[Json]:
         self.calls += 1
@@ -262,11 +262,6 @@ class EngineClient:
     def fault(self, what: str, words: str = "") -> EngineFault:
         """Return the error of an engine that answers ``what``, in these words of its own."""
         return EngineFault(f"the {self.name}'s engine gave {what}", self.name, words)
-
-    def _dripping(self) -> EngineUnavailable:
-        error = self._unreachable(slow := httpx2.ReadTimeout("no whole answer in time"))
-        error.__cause__ = slow
-        return error
 
     def _unreachable(self, error: httpx2.HTTPError) -> EngineUnavailable:
         how = "is too slow" if isinstance(error, httpx2.TimeoutException) else "does not answer"

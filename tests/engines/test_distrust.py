@@ -215,6 +215,16 @@ def test_answer_that_never_ends_or_grows_fails_the_request(served, pair, name):
     assert beam.generate("Hello!").text
 
 
+def test_engine_that_drips_is_not_asked_a_second_time(served, pair):
+    engine, _ = served(pair[0])
+    role = served.ask(engine, pair[0], connect_s=0.2, read_s=0.2)
+    engine.instead = lambda body: trickling(b"{", b" ", 0.05)()
+    before = role.client.calls
+    with pytest.raises(EngineUnavailable, match="is too slow"):
+        role.named_logprobs([[1, 2]], [[3]])
+    assert role.client.calls == before + 1
+
+
 @pytest.mark.parametrize("name", STREAMED)
 def test_stream_that_goes_wrong_fails_the_request(engines, name):
     engines[0].spoil = spoil_stream(STREAMED[name])
