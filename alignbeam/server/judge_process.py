@@ -13,7 +13,6 @@ import logging
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
@@ -62,7 +61,7 @@ class JudgeProcess:
         self._here = load_judge(named, Reader.without_weights("judge", named))
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._closed = False
+        self._closed = threading.Event()
         self._numbers = itertools.count()
         self._child, self._pipe = self._start()
         self.name = self._await_name(self._pipe)
@@ -138,7 +137,7 @@ class JudgeProcess:
 
     def close(self) -> None:
         """End the child."""
-        self._closed = True
+        self._closed.set()
         self._ready = False
         self._child.kill()
         self._child.join(5)
@@ -179,26 +178,30 @@ class JudgeProcess:
         self._ready = False
         self._child.kill()
         self._pipe.close()
-        if self._closed:
+        if self._closed.is_set():
             return
         _log.error("the judge's process is gone; starting another")
 
         def again() -> None:
             for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
-                child, pipe = self._start()
+                # Known from its start on: whoever closes ends a child that loads, too.
+                self._child, self._pipe = self._start()
                 try:
-                    self._await_name(pipe)
+                    self._await_name(self._pipe)
                     break
                 except Exception as error:  # killed while it loads, no memory, garbage: try again
-                    _log.error("the judge's process cannot be started again: %s", error)
-                    child.kill()
-                    time.sleep(pause)
+                    self._child.kill()
+                    if not self._closed.is_set():
+                        _log.error("the judge's process cannot be started again: %s", error)
+                    if self._closed.wait(pause):
+                        return
             with self._lock:
-                self._child, self._pipe, self._ready = child, pipe, not self._closed
-                if self._closed:
-                    child.kill()
+                if self._closed.is_set():  # between its start and its being known
+                    self._child.kill()
+                    return
+                self._ready = True
                 self._changed.notify_all()
-            self._watch(child)
+            self._watch(self._child)
             _log.warning("the judge's process is back")
 
         threading.Thread(target=again, name="judge restart", daemon=True).start()

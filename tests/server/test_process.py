@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -268,6 +269,24 @@ def test_judge_process_that_is_killed_while_it_loads_is_started_again(monkeypatc
         assert judge.pid not in dead
     finally:
         judge.close()
+
+
+def test_judge_process_that_is_closed_while_it_loads_starts_no_more(monkeypatch):
+    monkeypatch.setattr("alignbeam.server.judge_process._PAUSES", (3600,))
+    judge = JudgeProcess(JudgeConfig(), timeout_s=WAIT_S, threads=1)
+    first, deadline = judge.pid, time.monotonic() + 60
+    os.kill(first, signal.SIGKILL)
+    while not (new := {c.pid for c in multiprocessing.active_children()} - {first}):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    judge.close()
+    for pid in new:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    while any(thread.name == "judge restart" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not judge.alive
 
 
 def test_judge_process_that_cannot_load_says_why():
