@@ -95,7 +95,6 @@ def refused(text: str) -> bool:
     return classify_reply(text) == "refused"
 
 
-#: Methods by name: their candidates, and the settings to try.
 _LEAST: Final = {"unsteered": True, "selection": "least_steered"}
 Answerer = Callable[[Kept], str]
 
@@ -209,10 +208,10 @@ def front(run: Path) -> Front:
     is_harmful = np.array([one.harmful for one in found])
     harmful = is_harmful.astype(np.float64)
     many, few = int(is_harmful.sum()), int((~is_harmful).sum())
-    settings = {name: [s for s, _ in of] for name, of in tried().items()}
+    methods = tried()
     outcomes = {
         name: [np.array([refused(answerer(one)) for one in found]) for _, answerer in of]
-        for name, of in tried().items()
+        for name, of in methods.items()
     }
     alone = sum(refused(one.own.candidates[0].text) for one in found if not one.harmful)
     plain = outcomes["faithful"][GRID.index(BeamConfig.threshold)]
@@ -223,7 +222,7 @@ def front(run: Path) -> Front:
         at = best_within(each, is_harmful, is_harmful | True, limit)
         if at is not None:
             refusals = int(each[at][is_harmful].sum()), int(each[at][~is_harmful].sum())
-            best[name] = Best(settings[name][at], *refusals)
+            best[name] = Best(methods[name][at][0], *refusals)
     told = signals(found)
     told["all together"] = fused(list(told.values()), harmful)
     values = {n: auroc(list(s[harmful == 1]), list(s[harmful == 0])) for n, s in told.items()}

@@ -24,7 +24,7 @@ _KINDS = ("equal", "ascending", "masked", "ties")  # made to defeat a select; ti
 _KINDS_AT = 3
 _HOT_CALLS = 32
 _COLD_CALLS = 24
-_GROUP_S = 4.0  # one R and dtype without anything compiled, on an H200
+_GROUP_S = 4.0  # one R and dtype without anything compiled; on an H200 it was more
 _BULK_BYTES = 2**30
 LEFT_OUT = "left out: "  # begins the lines that say so
 

@@ -213,7 +213,8 @@ inline void lay_out(Plan& plan, int64_t rows, int resident, int processors, int 
   // Where readers take turns, a processor that holds one more of them than the others ends last:
   // as many on each, beside a finisher.
   const int64_t most = resident - (plan.at_once ? plan.finishers : processors);
-  plan.readers = static_cast<int>(useful < most ? useful : most);
+  const int64_t readers = useful < most ? useful : most;
+  plan.readers = static_cast<int>(readers > 1 ? readers : 1);  // whom all others wait for
   plan.step = plan.readers * kWarps * unit;
   plan.by_group = divisor(plan.finishers * plan.row_pieces);
   plan.by_anchor = divisor(plan.anchor_pieces);

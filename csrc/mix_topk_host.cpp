@@ -45,8 +45,7 @@ const char* mix_topk_host(const MixParams& params, const MixOutput& out) {
   ++seed;
   const auto processors = static_cast<int>(1 + seed * 2654435761u % 5);
   plan.at_once = seed % 2 != 0;
-  lay_out(plan, rows, processors + 1 + static_cast<int>(seed * 40503u % 7), processors,
-          1 << seed % 3);
+  lay_out(plan, rows, processors + static_cast<int>(seed * 40503u % 8), processors, 1 << seed % 3);
   const int64_t pieces = rows * (plan.anchor_chunks + plan.target_chunks) * kPiecesPerChunk;
   Zeros<uint64_t> sums(pieces);
   Zeros<uint32_t> maxima(pieces);
