@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +26,15 @@ RESULT = REPO / "bench" / "results" / "refusal_reader.json"
 CLASSES = ("refused", "complied", "refused_then_complied")
 
 
+def pairs_of(read: Callable[[str], str], part: str) -> list[tuple[str, str]]:
+    """Label and reading of each reply of one part."""
+    _, *rows = map(json.loads, REPLIES.read_text(encoding="utf-8").splitlines())
+    return [(row["cls"], read(row["reply"])) for row in rows if row["part"] == part]
+
+
 def measure(read: Callable[[str], str], part: str) -> dict[str, dict[str, Rate]]:
     """Precision and recall of every class on one part of the labelled replies."""
-    _, *rows = map(json.loads, REPLIES.read_text(encoding="utf-8").splitlines())
-    pairs = [(row["cls"], read(row["reply"])) for row in rows if row["part"] == part]
+    pairs = pairs_of(read, part)
     return {
         cls: {
             "precision": rate(label == cls for label, given in pairs if given == cls),
@@ -64,6 +70,9 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"{name}: {said(results[name])}")
+    wrong = Counter((label, given) for label, given in pairs_of(read, "held-out") if label != given)
+    for (label, given), count in wrong.most_common():
+        print(f"held out, {label} read as {given}: {count}")
 
 
 if __name__ == "__main__":
