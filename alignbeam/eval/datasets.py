@@ -298,13 +298,15 @@ def part_of(samples: Sequence[Sample], part: Part, seed: int) -> list[Sample]:
     return [sample for sample, at in pairs if (at in first) == (part == "tuning")]
 
 
-def take(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
+def take(samples: Sequence[Sample], limit: int | None, seed: int, skip: int = 0) -> list[Sample]:
     """Draw ``limit`` samples without replacement, in file order; all of them with None.
 
     The draw depends on the seed and the ids alone, and a smaller limit is a part of a larger one.
+    With ``skip`` the first so many of the draw are left out: what a run with that limit asked.
     """
-    if limit is None or limit >= len(samples):
+    limit = len(samples) if limit is None else limit
+    if skip == 0 and limit >= len(samples):
         return list(samples)
     order = list(range(len(samples)))
     random.Random(f"alignbeam {seed}").shuffle(order)
-    return [samples[i] for i in sorted(order[:limit])]
+    return [samples[i] for i in sorted(order[skip : skip + limit])]

@@ -41,6 +41,8 @@ class DataChoice:
         Samples drawn with the suite's seed; None takes all.
     part : {"all", "tuning", "held-out"}
         Half of the set that they are drawn from.
+    skip : int
+        The first so many of the draw are left out: what a suite with that limit asks.
     template : callable or None
         Makes the request that is asked of a sample's own.
     """
@@ -48,6 +50,7 @@ class DataChoice:
     declared: DataSet
     limit: int | None = None
     part: Part = "all"
+    skip: int = 0
     template: Callable[[str], list[Message]] | None = None
 
 
@@ -261,12 +264,15 @@ def _data_choice(table: Mapping[str, Any], where: str, folder: Path) -> DataChoi
     part = table.get("part", "all")
     if part not in get_args(Part):
         raise ConfigError(f"{place}: part must be one of {', '.join(get_args(Part))}")
+    skip = table.get("skip", 0)
+    if not isinstance(skip, int) or isinstance(skip, bool) or skip < 0:
+        raise ConfigError(f"{place}: skip must be an integer of at least 0, got {skip!r}")
     own = {"path", "label", "prompt", "ident", "category", "reference", "scoring", "measures"}
     if "path" not in table:
-        _known_keys(table, {"name", "limit", "part"}, place)
+        _known_keys(table, {"name", "limit", "part", "skip"}, place)
         declared = dataset(str(table.get("name", "")))
-        return DataChoice(declared=declared, limit=limit, part=part)
-    _known_keys(table, {"name", "limit", "part", *own}, place)
+        return DataChoice(declared=declared, limit=limit, part=part, skip=skip)
+    _known_keys(table, {"name", "limit", "part", "skip", *own}, place)
     path = (folder / str(table["path"])).resolve()
     label = table.get("label")
     if label not in get_args(Label):
@@ -288,7 +294,7 @@ def _data_choice(table: Mapping[str, Any], where: str, folder: Path) -> DataChoi
     )
     if label == "utility" and declared.scoring not in ("number", "letter"):
         raise ConfigError(f'{place}: a utility set needs scoring = "number" or "letter"')
-    return DataChoice(declared=declared, limit=limit, part=part)
+    return DataChoice(declared=declared, limit=limit, part=part, skip=skip)
 
 
 def _method_choice(table: Mapping[str, Any], where: str) -> MethodChoice:

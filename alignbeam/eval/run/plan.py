@@ -148,7 +148,7 @@ def make_plan(
         declared = choice.declared
         path = locate(declared, data, progress=progress)
         there = declared.samples(path)
-        drawn = take(part_of(there, choice.part, suite.seed), choice.limit, suite.seed)
+        drawn = take(part_of(there, choice.part, suite.seed), choice.limit, suite.seed, choice.skip)
         for sample in drawn:
             if choice.template is None:
                 asked.append(Asked(declared, sample))
