@@ -20,6 +20,7 @@ from alignbeam.engines.roles import AnyRole, check_shared, role_of
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
 from alignbeam.judge.early import survivors
+from alignbeam.judge.probe import HarmProbe, WeighedJudge
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.models.role import Role
@@ -84,8 +85,11 @@ class AlignBeam:
         config: BeamConfig | None = None,
         *,
         gate: GateConfig | None = None,
+        probe: str | None = None,
     ) -> Self:
         """Load all three models; None is the embedded demonstration model of that role.
+
+        ``probe`` is the file that a ``JudgeConfig`` would name, for a judge that is ready made.
 
         Raises
         ------
@@ -93,10 +97,14 @@ class AlignBeam:
             What cannot be loaded or does not fit, and why.
         """
         if judge is None or isinstance(judge, str | JudgeConfig):
+            probe = judge.probe if isinstance(judge, JudgeConfig) else probe
             judge = load_judge_of(judge)
         # In the first step one more than ``top_b``: the opening token is none of the answer.
         best = (config or BeamConfig()).top_b + 1
         roles = _load_role("target", target), _load_role("anchor", anchor, best)
+        if probe is not None:
+            judge = judge if isinstance(judge, FailClosed) else FailClosed(judge)
+            judge = WeighedJudge(judge, HarmProbe.load(probe, roles))
         return cls(*roles, judge, config, gate=gate)
 
     @classmethod

@@ -44,8 +44,8 @@ def engines() -> str:
         ]
         for row in found
     ]
-    header = ["system", "answers", "at once", "ms (p50)", "ms (p95)", "of best of 3", "gateway CPU ms",
-              "tokens", "trips", "target requests", "anchor", "judge",
+    header = ["system", "answers", "at once", "ms (p50)", "ms (p95)", "of best of 3",
+              "gateway CPU ms", "tokens", "trips", "target requests", "anchor", "judge",
               "target KiB", "anchor", "judge"]  # fmt: skip
     machine, first = found[0]["machine"], found[0]
     return (

@@ -14,6 +14,7 @@ from alignbeam.cli import (
     evaluate,
     generate,
     harmbench,
+    probe,
     report,
     serve,
     tune,
@@ -60,6 +61,7 @@ app.command("eval", epilog=evaluate.EVAL_EPILOG)(evaluate.evaluate)
 app.command(epilog=evaluate.SWEEP_EPILOG)(evaluate.sweep)
 app.command(epilog=tune.EPILOG)(tune.tune)
 app.command(epilog=attack.EPILOG)(attack.attack)
+app.command(epilog=probe.EPILOG)(probe.probe)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.add_typer(harmbench.app, name="harmbench")

@@ -126,6 +126,9 @@ class JudgeConfig(RoleConfig):
     unreadable : {"reject", "score"}
         A candidate in an encoding, of non-words, or in a script that the judge was not shown to
         read: counts as 5, or is scored like any other.
+    probe : str or None
+        A file of `alignbeam probe`: what a target or anchor in this process makes of the request
+        weighs every verdict. See ``judge.probe``.
     """
 
     kind: str = "rubric"
@@ -134,6 +137,7 @@ class JudgeConfig(RoleConfig):
     nonce_key: str | None = field(default=None, repr=False)
     views: tuple[ViewName, ...] = get_args(ViewName)
     unreadable: Literal["reject", "score"] = "reject"
+    probe: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

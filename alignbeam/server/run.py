@@ -103,7 +103,9 @@ def serve(settings: Settings) -> None:
         judge = FailClosed(JudgeProcess(settings.judge, seconds), seconds)
     source = settings.judge if judge is None else judge
     models = settings.target, settings.anchor, source
-    beam = AlignBeam.from_pretrained(*models, settings.beam, gate=settings.gate)
+    beam = AlignBeam.from_pretrained(
+        *models, settings.beam, gate=settings.gate, probe=settings.judge.probe
+    )
     server = Server(beam, config, keys=keys)
     runner = _Uvicorn(web_config(server), server)
     runner.run()
