@@ -14,13 +14,13 @@ from alignbeam.decoding.beam import Request
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
 from alignbeam.decoding.gate import Gate
+from alignbeam.decoding.probe import HarmProbe, WeighedJudge
 from alignbeam.embedded import or_embedded
 from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole, check_shared, role_of
 from alignbeam.errors import AlignBeamError, ConfigError
 from alignbeam.judge import FailClosed, Judge, load_judge
 from alignbeam.judge.early import survivors
-from alignbeam.judge.probe import HarmProbe, WeighedJudge
 from alignbeam.judge.selection import Selection, select
 from alignbeam.models.conversation import Prompt
 from alignbeam.models.role import Role

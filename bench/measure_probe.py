@@ -25,12 +25,12 @@ from measure_front import GRID, Flags, Kept, kept, refused
 from measure_thresholds import STEERED, answered, candidates_of
 
 from alignbeam import BeamConfig, load_settings
+from alignbeam.decoding.probe import HarmProbe, weighed
 from alignbeam.embedded import or_embedded
 from alignbeam.engines.roles import role_of
 from alignbeam.eval.run.files import RunFiles
 from alignbeam.eval.run.records import Generation
 from alignbeam.eval.stats import auroc, auroc_interval, mcnemar
-from alignbeam.judge.probe import HarmProbe, weighed
 from alignbeam.result import Candidate
 
 #: Points of harmful refusals that may be lost against the faithful mode.

@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from alignbeam.decoding.probe import HarmProbe, States
 from alignbeam.errors import ConfigError
 from alignbeam.eval.stats import auroc
-from alignbeam.judge.probe import HarmProbe, States
 from alignbeam.models.role import Role
 
 #: Requests of each kind below which nothing can be said of others.
