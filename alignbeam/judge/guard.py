@@ -28,7 +28,8 @@ class GuardJudge(ModelJudge):
 
     With a form of several blanks, the probability of a verdict is the sum over all fillings of
     the earlier ones: ``P(verdict) = sum over fillings of P(filling) * P(verdict | filling)``, one
-    forward each, in the same batch. The label mass is the sum over all fillings. Where the first
+    forward each, in the same batch; a blank that can no longer change the harm is not asked. The
+    label mass is the sum over all fillings. Where the first
     blank asks about the request, its answer is the verdict's ``request_harm``; of the views that
     show one the highest counts.
 
@@ -72,6 +73,7 @@ class GuardJudge(ModelJudge):
         self._marks = marks_of(guard.prompt, (*guard.speakers.values(), *TURN_NAMES.values()))
         self._prompt: GuardPrompt = (ChatPrompt if guard.chat else RawPrompt)(role, guard)
         self._questions = self._find_words()
+        self._open = self._find_open()
 
     def _find_words(self) -> list[Labels]:
         """Labels of each blank after each filling of those before it, breadth first."""
@@ -91,7 +93,24 @@ class GuardJudge(ModelJudge):
             leads = [lead + word for lead in leads for word in blank.words]
         return found
 
+    def _find_open(self) -> list[bool]:
+        """Whether the answer to each question matters: the first, and all that may change harm."""
+        counts = [len(blank.words) for blank in self.guard.blanks]
+        every = math.prod(counts)
+        harms = [self.guard.harm[n % len(self.guard.harm)] for n in range(every)]
+        found, leads = [], 1
+        for count in counts:
+            size = every // leads
+            found += [len(set(harms[i * size : (i + 1) * size])) > 1 for i in range(leads)]
+            leads *= count
+        return [True, *found[1:]]
+
     def _rows(self, conversation: Conversation, piece: str) -> list[LabelRow]:
+        rows = self.all_rows(conversation, piece)
+        return [row for n, row in enumerate(rows) if self._open[n % len(self._open)]]
+
+    def all_rows(self, conversation: Conversation, piece: str) -> list[LabelRow]:
+        """Return every question about a piece, those whose answer cannot matter too."""
         turns = _without_system(conversation)
         answered = [*turns, {"role": "assistant", "content": piece}]
         values = {
@@ -106,7 +125,7 @@ class GuardJudge(ModelJudge):
         return rows
 
     def _verdict(self, read: Sequence[tuple[float, ...]]) -> Verdict:
-        per_policy = len(self._questions)
+        per_policy = sum(self._open)
         return worst(
             self._policy_verdict(read[i : i + per_policy]) for i in range(0, len(read), per_policy)
         )
@@ -114,9 +133,11 @@ class GuardJudge(ModelJudge):
     def _policy_verdict(self, read: Sequence[tuple[float, ...]]) -> Verdict:
         answers = iter(read)
         about_request = read[0]
-        fillings = [1.0]
-        for _ in self.guard.blanks:
-            fillings = [p * q for p in fillings for q in next(answers)]
+        fillings, is_open = [1.0], iter(self._open)
+        for blank in self.guard.blanks:
+            certain = (1.0, *[0.0] * (len(blank.words) - 1))
+            said = [next(answers) if next(is_open) else certain for _ in fillings]
+            fillings = [p * q for p, of in zip(fillings, said, strict=True) for q in of]
         levels = [0.0] * len(LEVELS)
         for n, probability in enumerate(fillings):
             harm = self.guard.harm[n % len(self.guard.harm)]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: A shared beginning of fewer tokens is not worth a forward of its own.
 LEAST_SHARED: Final = 32
+#: The same on a CPU, where tokens cost more than forwards.
+_LEAST_ON_CPU: Final = 8
 
 
 @dataclass(slots=True)
@@ -43,7 +45,8 @@ def shared_logits(role: Role, sequences: Sequence[Sequence[int]]) -> torch.Tenso
     """
     first = {tuple(ids): i for i, ids in reversed(list(enumerate(sequences)))}
     order = [first[ids] for ids in sorted(first)]
-    roots = _tree(sequences, order, 0)
+    least = _LEAST_ON_CPU if role.device.type == "cpu" else LEAST_SHARED
+    roots = _tree(sequences, order, 0, least)
     if len(roots) == len(order) == len(sequences):
         return None
     found: dict[int, torch.Tensor] = {}
@@ -79,7 +82,9 @@ def _alike(nodes: Sequence[tuple[int, _Node]]) -> list[list[tuple[int, _Node]]]:
     return groups
 
 
-def _tree(sequences: Sequence[Sequence[int]], order: Sequence[int], begin: int) -> list[_Node]:
+def _tree(
+    sequences: Sequence[Sequence[int]], order: Sequence[int], begin: int, least: int
+) -> list[_Node]:
     """Return the nodes that follow a common beginning of ``begin`` tokens.
 
     ``order`` holds distinct sequences in lexicographic order, so that those which begin alike are
@@ -94,13 +99,13 @@ def _tree(sequences: Sequence[Sequence[int]], order: Sequence[int], begin: int) 
         same = len(head) - 1
         while stop < len(order):
             common = min(same, _common(head, sequences[order[stop]]))
-            if common - begin < LEAST_SHARED:
+            if common - begin < least:
                 break
             same, stop = common, stop + 1
         if stop - start == 1:
             nodes.append(_Node(order[start], begin, len(head)))
         else:
-            children = _tree(sequences, order[start:stop], same)
+            children = _tree(sequences, order[start:stop], same, least)
             nodes.append(_Node(order[start], begin, same, children))
         start = stop
     return nodes

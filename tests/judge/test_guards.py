@@ -376,10 +376,11 @@ def test_harm_of_each_filling_of_all_blanks():
         source="this test",
     )
     judge = GuardJudge(random_role(tokenizer_for(guard)), guard, label_mass_floor=0.0)
-    rows = judge._rows(ASK, "text")
-    assert len(rows) == 3
-    harmful, after_no, after_yes = (0.3, 0.6), (0.1, 0.8), (0.25, 0.5)
-    verdict = judge._verdict([harmful, after_no, after_yes])
-    mass = 0.3 * (0.1 + 0.8) + 0.6 * (0.25 + 0.5)
+    asked = judge._rows(ASK, "text")
+    first, after_no, after_yes = judge.all_rows(ASK, "text")
+    assert asked == [first, after_yes]  # after "no" nothing can be harmful any more
+    assert after_no not in asked
+    verdict = judge._verdict([(0.3, 0.6), (0.25, 0.5)])
+    mass = 0.3 + 0.6 * (0.25 + 0.5)
     assert verdict.label_mass == pytest.approx(mass)
     assert verdict.score == pytest.approx(1 + 4 * 0.6 * 0.25 / mass)

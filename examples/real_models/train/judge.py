@@ -203,7 +203,7 @@ def main() -> int:
     def draw(rng: random.Random) -> Example:
         while True:
             conversation, reply, harmful, declined = cases.case(rng)
-            first, *second = judge._rows(conversation, re.sub(r"\s+$", "", reply))
+            first, *second = judge.all_rows(conversation, re.sub(r"\s+$", "", reply))
             then = second[harmful]
             label = [first.labels[harmful][0], then.labels[declined][0]]
             ids = [*then.ids, label[1]]
