@@ -52,7 +52,8 @@ class Counted:
 def test_a_shared_beginning_is_fed_once(monkeypatch):
     head = list(range(3, 3 + 4 * LEAST_SHARED))
     sequences = [[*head, 200 + n, 7, 8] for n in range(10)]
-    assert ROLE.gaps_are_exact and not ROLE.rows_alone  # probed before it is counted
+    assert ROLE.gaps_are_exact
+    assert not ROLE.rows_alone
     counted = Counted(ROLE, monkeypatch)
     ROLE.next_token_logits(sequences)
     assert counted.fed == len(head) + 30
@@ -61,7 +62,8 @@ def test_a_shared_beginning_is_fed_once(monkeypatch):
 def test_a_long_row_makes_no_padding_of_the_short_ones(monkeypatch):
     head, tail = list(range(3, 3 + 4 * LEAST_SHARED)), list(range(210, 210 + 4 * LEAST_SHARED))
     sequences = [*([*head, 200 + n, 7, 8] for n in range(10)), [*head, *tail]]
-    assert ROLE.gaps_are_exact and not ROLE.rows_alone
+    assert ROLE.gaps_are_exact
+    assert not ROLE.rows_alone
     counted = Counted(ROLE, monkeypatch)
     got = ROLE.next_token_logits(sequences)
     assert counted.fed == len(head) + 30 + len(tail)
@@ -81,7 +83,8 @@ def test_judge_feeds_rubric_and_request_once_for_all_candidates(name, monkeypatc
         for row in rows
         for p in _alone([row.ids]).double().softmax(-1)
     ]
-    assert ROLE.gaps_are_exact and not ROLE.rows_alone
+    assert ROLE.gaps_are_exact
+    assert not ROLE.rows_alone
     counted = Counted(ROLE, monkeypatch)
     read = read_labels(ROLE, rows)
     for got, want in zip(read, plain, strict=True):
