@@ -62,10 +62,8 @@ def probe(
         raise ConfigError(f"a probe reads a model in this process; {of}.url names an engine")
     if not to.parent.is_dir():
         raise ConfigError(f"--to: there is no folder {to.parent}")
-    bad, good = (
-        _requests(harmful, "harmful", column, data),
-        _requests(harmless, "benign", column, data),
-    )
+    bad = _requests(harmful, "harmful", column, data)
+    good = _requests(harmless, "benign", column, data)
     if both := set(bad) & set(good):
         raise ConfigError(f"{len(both)} requests are both harmful and harmless")
     console = make_console(sys.stderr)

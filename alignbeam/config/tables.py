@@ -128,7 +128,7 @@ class JudgeConfig(RoleConfig):
         read: counts as 5, or is scored like any other.
     probe : str or None
         A file of `alignbeam probe`: what a target or anchor in this process makes of the request
-        weighs every verdict. See ``judge.probe``.
+        weighs every verdict. See ``alignbeam.decoding.probe``.
     """
 
     kind: str = "rubric"

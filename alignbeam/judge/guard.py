@@ -29,9 +29,8 @@ class GuardJudge(ModelJudge):
     With a form of several blanks, the probability of a verdict is the sum over all fillings of
     the earlier ones: ``P(verdict) = sum over fillings of P(filling) * P(verdict | filling)``, one
     forward each, in the same batch; a blank that can no longer change the harm is not asked. The
-    label mass is the sum over all fillings. Where the first
-    blank asks about the request, its answer is the verdict's ``request_harm``; of the views that
-    show one the highest counts.
+    label mass is the sum over all fillings. Where the first blank asks about the request, its
+    answer is the verdict's ``request_harm``; of the views that show one the highest counts.
 
     Parameters
     ----------

@@ -193,9 +193,11 @@ class Role(BareRole):
         if self._takes_positions:
             keywords["position_ids"] = positions
         if self._takes_keep:
-            last = torch.tensor([ids.shape[1] - 1], device=self.device)
-            # By number a model would keep a view of its states, whose head is several times slower.
-            keywords["logits_to_keep"] = 1 if ids.shape[1] == 1 else last
+            keywords["logits_to_keep"] = 1
+            if ids.shape[1] > 1:
+                # Of several columns, 1 keeps a view of the states, whose head is much slower.
+                last = torch.tensor([ids.shape[1] - 1], device=self.device)
+                keywords["logits_to_keep"] = last
         logits: torch.Tensor = self.model(**keywords).logits
         return logits[:, -1, :]
 

@@ -1,6 +1,6 @@
 """Training requests for a probe, as two files: harmful ones and harmless ones that look alike.
 
-    python examples/real_models/train/requests.py --data DATA --to FOLDER
+    python examples/real_models/train/probe_requests.py --data DATA --to FOLDER
     alignbeam probe --anchor ANCHOR --harmful FOLDER/harmful.csv --harmless FOLDER/harmless.csv \
         --to examples/real_models/probes/ANCHOR.probe
 
