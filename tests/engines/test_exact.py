@@ -126,7 +126,7 @@ def test_gates_ask_an_anchor_nothing_that_its_opening_would_not(served, pairs):
         begin = len(anchor.asked)
         beam = AlignBeam(pair[0], asks_anchor, judge, CONFIG, gate=gate)
         found.append(tokens(beam, PROMPTS[:2], {}))
-        asked.append([body["prompt"] for body in anchor.asked[begin:]])
+        asked.append(sorted(body["prompt"] for body in anchor.asked[begin:]))  # some go at once
     assert found[1] == found[0]
     assert asked[1] == asked[0]
 
