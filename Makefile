@@ -3,16 +3,18 @@
 # make test   set up, then run every test that can run here; its end says what was skipped
 # make test-harness  set up another environment, then run the tests of other people's harnesses there
 # make engines set up another environment with vLLM, then run the tests over three of its servers
+# make llamacpp  build llama.cpp's server, then run the tests over three of them
 # make lint   set up, then run every check of .pre-commit-config.yaml
 # make native set up, then sanitizers, fuzzing, every GPU architecture, and three installations
 #
 # PYTHON=python3.12 picks another interpreter, VENV=dir another place for the environment, and
-# VENV_HARNESS=dir and VENV_ENGINES=dir for the other ones.
+# VENV_HARNESS=dir, VENV_ENGINES=dir and LLAMACPP=dir for the other ones.
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV_HARNESS ?= .venv-harness
 VENV_ENGINES ?= .venv-engines
+LLAMACPP ?= .llamacpp
 JOBS ?= 2
 
 # nvcc takes minutes for all its targets; on a GPU the kernel is built at first use all the same.
@@ -30,7 +32,7 @@ HARNESS_TESTS := tests/harness/test_agreement.py tests/harness/test_inspect.py \
 
 PAIR ?= smollm2
 
-.PHONY: demo real test test-harness engines lint native clean
+.PHONY: demo real test test-harness engines llamacpp lint native clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-demo
@@ -52,6 +54,14 @@ engines: $(VENV)/.ready-test
 	test ! -f $(VENV_ENGINES)/.ready || export ALIGNBEAM_VLLM="$(abspath $(VENV_ENGINES))/bin/python"; \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) \
 	    tests/engines/test_vllm.py tests/engines/test_real_pair.py
+
+# Where it cannot be built, the tests skip and say so.
+llamacpp: $(VENV)/.ready-test
+	test -f $(LLAMACPP)/.ready || { JOBS=$(JOBS) tests/engines/install_llamacpp.sh $(LLAMACPP) \
+	  && touch $(LLAMACPP)/.ready; } || test $$? -eq 3
+	test ! -f $(LLAMACPP)/.ready || \
+	  export ALIGNBEAM_LLAMACPP="$(abspath $(LLAMACPP))/build/bin/llama-server"; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/engines/test_llamacpp.py
 
 lint: $(VENV)/.ready-lint
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

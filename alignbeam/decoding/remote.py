@@ -12,8 +12,8 @@ import torch
 from alignbeam.config import BeamConfig
 from alignbeam.decoding.beam import Beam
 from alignbeam.decoding.next_tokens import NextTokens
+from alignbeam.engines.dialect import GREEDY, Draw, Numbers, Query
 from alignbeam.engines.rows import Path, RemoteRows
-from alignbeam.engines.vllm import GREEDY, Draw, Numbers, Query
 from alignbeam.errors import ConfigError
 from alignbeam.result import Wish
 

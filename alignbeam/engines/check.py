@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from alignbeam.config import RoleConfig
 from alignbeam.engines import vllm
 from alignbeam.engines.client import EngineClient
-from alignbeam.engines.vllm import Query
+from alignbeam.engines.dialect import Asked, Dialect, Query
+from alignbeam.engines.llamacpp import LlamaCpp
+from alignbeam.engines.sglang import SGLang
+from alignbeam.engines.vllm import Vllm
 from alignbeam.errors import EngineFault, EngineShortfall
 
 if TYPE_CHECKING:
-    from alignbeam.engines.role import Asked, RemoteRole
+    from alignbeam.engines.role import RemoteRole
 
 #: Where the tokenizers of two models that are not the same differ; no control tokens.
 PROBE: Final = "The quick brown fox's 12,345 jumps: naïve café, 你好, привет 🙂\n\tdef f(x): x"
-#: An id that no vocabulary has: the refusal tells how many ids there are.
-_BEYOND: Final = 2**30
+#: What each kind of engine writes as the owner of its models; any other is spoken to as vLLM.
+_DIALECTS: Final[dict[object, type[Dialect]]] = {"llamacpp": LlamaCpp, "sglang": SGLang}
 #: How far a log-probability may move between two runs of the same weights in half precision, nats.
 _SAME: Final = 0.5
 #: Ids that are named to recognise a model.
@@ -28,18 +29,8 @@ _PROBED: Final = 16
 _TOGETHER: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What an engine says of itself: name, folder or hub id, positions, logit columns."""
-
-    served: str
-    root: str
-    window: int
-    width: int
-
-
-async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: int) -> Found:
-    """Find out what must be known before the tokenizer can be loaded.
+async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: int) -> Dialect:
+    """Find out which kind of engine this is, and what must be known before the tokenizer is loaded.
 
     Raises
     ------
@@ -50,9 +41,7 @@ async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: 
     try:
         listed = await client.get("/v1/models")
     except EngineFault as error:
-        locked = "401" in str(error)
-        hint = f"; set {name}.key_env to the variable that holds its key" if locked else ""
-        raise EngineShortfall(f"{client.url} is no engine for the {name}: {error}{hint}") from error
+        raise _no_engine(client, error) from error
     told = listed.get("data")
     rows = [m for m in told if isinstance(m, dict)] if isinstance(told, list) else []
     models = {key: m for m in rows if isinstance(key := m.get("id"), str)}
@@ -62,55 +51,18 @@ async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: 
             f"the {name}'s engine serves {', '.join(models) or 'nothing'}; "
             f"set {name}.served_name to one of these"
         )
-    model = models[served]
-    window = model.get("max_model_len")
-    root = _root(models, served)
-    if not isinstance(window, int):
-        raise EngineShortfall(
-            f"the {name}'s engine does not tell max_model_len, as vLLM does; it cannot be used"
-        )
-    width = await _width(client, served)
-    if asked == "best":
-        await _gives_best(client, served, best)
-    return Found(served, root, window, width)
-
-
-def _root(models: dict[str, dict[str, object]], served: str) -> str:
-    """Return what the engine loaded; an adapter has its base model's tokenizer."""
-    model = models[served]
-    while isinstance(parent := model.get("parent"), str) and parent in models:
-        model = models[parent]
-    return str(model.get("root") or served)
-
-
-async def _width(client: EngineClient, served: str) -> int:
-    """Return how many logit columns the model has: the refusal of an id beyond them says so."""
-    body = vllm.Ask(Query((0,)), [_BEYOND], [], [(0,)]).body(served, "")
+    owner = models[served].get("owned_by")
+    dialect = _DIALECTS.get(owner, Vllm) if isinstance(owner, str) else Vllm
     try:
-        await client.post(vllm.COMPLETIONS, body)
+        return await dialect.examine(client, config, served, models, asked, best)
     except EngineFault as error:
-        found = re.search(r"[Vv]ocabulary size: (\d+)", str(error))
-        if found:
-            return int(found[1])
-        raise EngineShortfall(
-            f"the {client.name}'s engine does not take named ids (logprob_token_ids): {error}; "
-            "vLLM does from 0.32 on"
-        ) from error
-    raise EngineShortfall(
-        f"the {client.name}'s engine ignores named ids (logprob_token_ids); vLLM takes them from "
-        "0.32 on"
-    )
+        raise _no_engine(client, error) from error
 
 
-async def _gives_best(client: EngineClient, served: str, best: int) -> None:
-    body = vllm.Ask(Query((0,), best=best), [], [], [(0,)]).body(served, "")
-    try:
-        await client.post(vllm.COMPLETIONS, body)
-    except EngineFault as error:
-        raise EngineShortfall(
-            f"the {client.name}'s engine does not give the {best} best tokens: {error}; start it "
-            f"with --max-logprobs {best} or more"
-        ) from error
+def _no_engine(client: EngineClient, error: EngineFault) -> EngineShortfall:
+    locked = "401" in str(error)
+    hint = f"; set {client.name}.key_env to the variable that holds its key" if locked else ""
+    return EngineShortfall(f"{client.url} is no engine for the {client.name}: {error}{hint}")
 
 
 async def takes_both(best: RemoteRole, named: RemoteRole) -> None:
@@ -121,10 +73,12 @@ async def takes_both(best: RemoteRole, named: RemoteRole) -> None:
     EngineShortfall
         It gives fewer of the best tokens than were asked for: see ``engines.vllm``.
     """
+    if not isinstance(best.dialect, Vllm):
+        return
     ids = tuple(best.tokenizer.encode(PROBE, add_special_tokens=False))
     long = {"max_tokens": _TOGETHER, "ignore_eos": True}
     bodies = [
-        vllm.Ask(query, list(query.names), [], [query.ids]).body(role.served, "") | long
+        vllm.Ask(query, list(query.names), [], [query.ids]).body(role.dialect.served, "") | long
         for role, query in (
             (best, Query(ids, best=min(best.most, _PROBED))),
             (named, Query(ids, names=(0, 1))),
@@ -149,26 +103,20 @@ async def compare(role: RemoteRole) -> None:
     EngineUnavailable, EngineShortfall
         Not there, or another model.
     """
-    client = role.client
     try:
-        said = await client.post(
-            "/tokenize",
-            {"model": role.served, "prompt": PROBE, "add_special_tokens": False},
-            checking=True,
-        )
+        said, window = await role.dialect.tokenize(role.client, PROBE)
     except EngineFault as error:
         raise EngineShortfall(f"the {role.name}'s engine does not tokenize: {error}") from error
     ours = role.tokenizer.encode(PROBE, add_special_tokens=False)
-    if said.get("tokens") != ours:
+    if said != ours:
         raise EngineShortfall(
             f"the {role.name}'s engine has another tokenizer than {role.source}; set "
             f"{role.name}.tokenizer to the folder or hub id of the model that it serves"
         )
-    window = said.get("max_model_len")
-    if isinstance(window, int) and window < role.window:
+    if window is not None and window < role.window:
         raise EngineShortfall(
             f"the {role.name}'s engine now has {window} positions, and had {role.window}; start it "
-            f"with --max-model-len {role.window}"
+            f"with {role.dialect.positions} {role.window}"
         )
     query = Query(tuple(ours))
     if role.asked == "best":

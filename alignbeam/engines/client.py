@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -83,6 +84,8 @@ class EngineClient:
     ----------
     calls, sent, received : int
         HTTP requests so far, and bytes of their bodies and of the answers; checks aside.
+    opened : float
+        When the last connection was opened, by ``time.monotonic``.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class EngineClient:
         self.name, self.url = name, url.rstrip("/").removesuffix("/v1")
         self.breaker = Breaker()
         self.calls = self.sent = self.received = 0
+        self.opened = 0.0
         self._headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
@@ -109,6 +113,10 @@ class EngineClient:
                 trust_env=False,
             )
         return self._http
+
+    async def _note(self, event: str, _: object) -> None:
+        if event == "connection.connect_tcp.complete":
+            self.opened = time.monotonic()
 
     async def get(self, path: str, *, checking: bool = False) -> Json:
         """GET one answer; see ``post``."""
@@ -157,7 +165,9 @@ class EngineClient:
         try:
             async with (
                 asyncio.timeout(self._whole_s),
-                self._client().stream(method, path, content=content) as response,
+                self._client().stream(
+                    method, path, content=content, extensions={"trace": self._note}
+                ) as response,
             ):
                 said = await self._whole(response)
         except TimeoutError:
@@ -215,7 +225,9 @@ class EngineClient:
         self.calls += 1
         self.sent += len(content)
         try:
-            async with self._client().stream("POST", path, content=content) as response:
+            async with self._client().stream(
+                "POST", path, content=content, extensions={"trace": self._note}
+            ) as response:
                 if response.status_code != 200:
                     self._read(response.status_code, await self._whole(response))
                 async for line in self._lines(response):

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, Final, Literal, Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, Self, TypeVar
 
 import torch
 
 from alignbeam.config import RoleConfig
-from alignbeam.engines import vllm
 from alignbeam.engines.client import EngineClient, Json
+from alignbeam.engines.dialect import Asked, Dialect, Draw, Nonsense, Numbers, Query
 from alignbeam.engines.rows import RemoteRows
 from alignbeam.engines.scope import scope
-from alignbeam.engines.vllm import Draw, Nonsense, Numbers, Query
 from alignbeam.engines.watch import Watch
-from alignbeam.errors import Cancelled, EngineShortfall
+from alignbeam.errors import Cancelled, EngineFault, EngineShortfall
 from alignbeam.models.bare import BareRole
-from alignbeam.models.loading import load_generation_config, load_tokenizer, template_text
+from alignbeam.models.loading import (
+    checkpoint_of,
+    load_generation_config,
+    load_tokenizer,
+    template_text,
+)
 
-#: What an engine is asked for: its best tokens, or named ones. Never both: see ``engines.vllm``.
-Asked = Literal["best", "names"]
+_log = logging.getLogger(__name__)
+
 #: Tokens per streamed piece: fewer pieces cost less. Stop strings are looked for in each.
 _INTERVAL: Final = 16
 #: Pieces of a stream that may hold no token.
 _EMPTY: Final = 8
+
+_Answer = TypeVar("_Answer")
 
 
 class RemoteRole(BareRole):
@@ -38,8 +44,8 @@ class RemoteRole(BareRole):
     name : str
         ``"target"``, ``"anchor"`` or ``"judge"``.
     client : EngineClient
-    served : str
-        What the engine calls the model.
+    dialect : Dialect
+        How the engine is spoken to.
     source : str
         Where the tokenizer is from.
     asked : {"best", "names"}
@@ -60,7 +66,7 @@ class RemoteRole(BareRole):
         self,
         name: str,
         client: EngineClient,
-        served: str,
+        dialect: Dialect,
         source: str,
         tokenizer: Any,
         *,
@@ -69,8 +75,8 @@ class RemoteRole(BareRole):
         salted: bool = False,
         **prompting: Any,
     ) -> None:
-        super().__init__(name, tokenizer, **prompting)
-        self.client, self.served, self.source = client, served, source
+        super().__init__(name, tokenizer, width=dialect.width, window=dialect.window, **prompting)
+        self.client, self.dialect, self.source = client, dialect, source
         self.asked, self.most, self._salted = asked, most, salted
         self.watch = Watch(self)
 
@@ -105,20 +111,19 @@ class RemoteRole(BareRole):
             name, str(config.url), key, connect_s=config.connect_s, read_s=config.read_s
         )
         asked: Asked = "best" if best else "names"
-        found = scope.get().run(check.examine(client, config, asked, best))
-        source = config.tokenizer or found.root
+        dialect = scope.get().run(check.examine(client, config, asked, best))
+        source = config.tokenizer or dialect.root
+        folder = checkpoint_of(source, name=name, revision=config.revision)
         role = cls(
             name,
             client,
-            found.served,
+            dialect,
             source,
-            load_tokenizer(source, name=name, revision=config.revision),
+            load_tokenizer(folder, name=name, revision=config.revision),
             asked=asked,
             most=best,
             salted=getattr(config, "kind", "rubric") != "rubric",
-            width=found.width,
-            window=found.window,
-            generation_config=load_generation_config(source, config.revision),
+            generation_config=load_generation_config(folder, config.revision),
             system_prompt=config.system_prompt,
             chat_template=template_text(config.chat_template),
             thinking=config.thinking,
@@ -126,6 +131,13 @@ class RemoteRole(BareRole):
         )
         scope.get().run(role.watch.check())
         role.watch.begin()
+        if not dialect.salts:
+            _log.warning(
+                "the %s's engine (%s) keeps one prompt cache for all: by time, a client may learn "
+                "what another has asked; docs/scaling.md says what to do",
+                name,
+                dialect.engine,
+            )
         return role
 
     def rows(self, prompts: Sequence[Sequence[int]], salts: Sequence[str] = ()) -> RemoteRows:
@@ -150,26 +162,16 @@ class RemoteRole(BareRole):
 
     async def numbers(self, queries: Sequence[Query], *, checking: bool = False) -> list[Numbers]:
         """Do as ``ask``, on the event loop."""
-        if self.asked == "best":  # whoever only wants the choice must not ask in the other kind
-            queries = [q if q.best or q.names else replace(q, best=1) for q in queries]
-        asks = vllm.packed(queries)
-        answers = await asyncio.gather(*(self._one(ask, checking) for ask in asks))
-        return vllm.unpacked(asks, answers, len(queries))
+        return await self.dialect.numbers(_Line(self, checking), queries)
 
-    async def _one(self, ask: vllm.Ask, checking: bool) -> list[Numbers]:
-        body = ask.body(self.served, self._salt())
-        try:
-            answer = await self.client.post(vllm.COMPLETIONS, body, checking=checking)
-            await self.watch.recognise(answer, checking=checking)
-            numbers = ask.read(answer, self.width)
-        except Nonsense as error:
-            if not checking:
-                self.client.breaker.failed(f"the {self.name}'s engine gave {error}")
-            raise self.client.fault(str(error)) from error
-        self.client.breaker.succeeded()
-        return numbers
+    def nonsense(self, error: Nonsense, checking: bool = False) -> EngineFault:
+        """Return the error of an answer that cannot be one; it counts as a failure."""
+        if not checking:
+            self.client.breaker.failed(f"the {self.name}'s engine gave {error}")
+        return self.client.fault(str(error))
 
-    def _salt(self) -> str:
+    def salt(self) -> str:
+        """Return what keeps a question's prefix apart in the engine's cache; empty shares it."""
         return scope.get().salt or (os.urandom(16).hex() if self._salted else "")
 
     def named_logprobs(
@@ -194,10 +196,35 @@ class RemoteRole(BareRole):
 
     def stream(self, ids: Sequence[int], max_tokens: int, draw: Draw, interval: int) -> TokenStream:
         """Begin to complete ``ids``; does not wait."""
-        body = vllm.stream_body(
-            self.served, ids, max_tokens, self.end_ids, draw, self._salt(), interval or _INTERVAL
-        )
-        return TokenStream(self, body)
+        return TokenStream(self, ids, max_tokens, draw, interval or _INTERVAL)
+
+
+class _Line:
+    """See ``dialect.Line``."""
+
+    def __init__(self, role: RemoteRole, checking: bool = False) -> None:
+        self._role, self._checking = role, checking
+
+    async def post(self, path: str, body: Json) -> Json:
+        answer = await self._role.client.post(path, body, checking=self._checking)
+        await self._role.watch.recognise(answer, checking=self._checking)
+        return answer
+
+    async def events(self, path: str, body: Json) -> AsyncIterator[Json]:
+        async for event in self._role.client.events(path, body):
+            await self._role.watch.recognise(event)
+            yield event
+
+    async def whole(self, call: Awaitable[_Answer]) -> _Answer:
+        try:
+            answer = await call
+        except Nonsense as error:
+            raise self._role.nonsense(error, self._checking) from error
+        self._role.client.breaker.succeeded()
+        return answer
+
+    def salt(self) -> str:
+        return self._role.salt()
 
 
 class TokenStream:
@@ -209,32 +236,32 @@ class TokenStream:
         What was taken so far.
     """
 
-    def __init__(self, role: RemoteRole, body: Json) -> None:
-        self._role, self._most = role, int(body["max_tokens"])
+    def __init__(
+        self, role: RemoteRole, ids: Sequence[int], max_tokens: int, draw: Draw, interval: int
+    ) -> None:
+        self._role, self._most = role, max_tokens
         self.tokens: list[int] = []
         self._ready: list[int] = []
         self._ended = False
         self._arrived: queue.SimpleQueue[tuple[list[int], bool] | BaseException] = (
             queue.SimpleQueue()
         )
-        self._call = scope.get().start(self._read(body))
+        pieces = role.dialect.stream(_Line(role), ids, max_tokens, role.end_ids, draw, interval)
+        self._call = scope.get().start(self._read(pieces))
         # A call that was cancelled before it began has said nothing.
         self._call.add_done_callback(lambda _: self._arrived.put(asyncio.CancelledError()))
 
-    async def _read(self, body: Json) -> None:
+    async def _read(self, arriving: AsyncIterator[tuple[list[int], bool]]) -> None:
         ended = False
         count = pieces = 0
         try:
-            async for event in self._role.client.events(vllm.COMPLETIONS, body):
-                await self._role.watch.recognise(event)
-                ids, ended = vllm.stream_tokens(event, self._role.width)
+            async for ids, ended in arriving:
                 count, pieces = count + len(ids), pieces + 1
                 if count > self._most or pieces > self._most + _EMPTY:
                     raise Nonsense("more of an answer than was asked for")
                 self._arrived.put((ids, ended))
         except Nonsense as error:
-            self._role.client.breaker.failed(f"the {self._role.name}'s engine gave {error}")
-            self._arrived.put(self._role.client.fault(str(error)))
+            self._arrived.put(self._role.nonsense(error))
         except BaseException as error:  # handed to whoever takes, cancellation included
             self._arrived.put(error)
             if isinstance(error, asyncio.CancelledError):

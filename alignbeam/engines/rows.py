@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from alignbeam.engines.vllm import Draw, Numbers
+from alignbeam.engines.dialect import Draw, Numbers
 from alignbeam.errors import ConfigError
 
 if TYPE_CHECKING:

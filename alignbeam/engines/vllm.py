@@ -1,4 +1,4 @@
-"""vLLM's token API: what is asked, and how its answers are read and distrusted. No HTTP here.
+"""vLLM's token API: what is asked, and how its answers are read.
 
 One engine is asked one kind of question. In vLLM's first model runner a batch that holds a request
 with ``logprob_token_ids`` answers every other request of the batch without its best n, so an
@@ -7,14 +7,28 @@ anchor's engine is only asked for the best, and a target's or judge's only for n
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, ParamSpec, TypeVar
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
-from alignbeam.engines.client import Json
+from alignbeam.config import RoleConfig
+from alignbeam.engines.client import EngineClient, Json
+from alignbeam.engines.dialect import (
+    Asked,
+    Dialect,
+    Draw,
+    Line,
+    Nonsense,
+    Numbers,
+    Query,
+    as_log,
+    distrusting,
+    is_id,
+    linked,
+)
+from alignbeam.errors import EngineFault, EngineShortfall
 
 COMPLETIONS: Final = "/v1/completions"
 #: ``logprob_token_ids`` holds no more.
@@ -23,115 +37,92 @@ MAX_NAMES: Final = 128
 _MAX_PROMPTS: Final = 16
 #: vLLM writes log 0 as this.
 _LOG_ZERO: Final = -9999.0
-#: Rounding may lift a probability, or a sum of them, above 1 by this.
-_ABOVE_ONE: Final = 1e-3
-#: Rounding may put the best of a flat distribution this far below an even share, nats.
-_BELOW_EVEN: Final = 0.01
 #: What a forbidden id's logit is lowered by; the most that the API takes.
 _FORBID: Final = -100.0
+#: An id that no vocabulary has: the refusal tells how many ids there are.
+_BEYOND: Final = 2**30
 
 
-class Nonsense(ValueError):
-    """An answer that cannot be one; says what is wrong with it."""
+class Vllm(Dialect):
+    """See ``Dialect``; ``asked`` is the one kind of question that the engine gets."""
 
+    engine = "vLLM"
+    positions = "--max-model-len"
+    signs = True
 
-_P = ParamSpec("_P")
-_Read = TypeVar("_Read")
+    def __init__(self, served: str, root: str, window: int, width: int, asked: Asked) -> None:
+        super().__init__(served, root, window, width)
+        self._asked = asked
 
+    @classmethod
+    async def examine(
+        cls,
+        client: EngineClient,
+        config: RoleConfig,
+        served: str,
+        models: Mapping[str, Mapping[str, Any]],
+        asked: Asked,
+        best: int,
+    ) -> Self:
+        """See ``Dialect``."""
+        window = models[served].get("max_model_len")
+        root = _root(models, served)
+        if not isinstance(window, int):
+            raise EngineShortfall(
+                f"the {client.name}'s engine does not tell max_model_len, as vLLM does; "
+                "it cannot be used"
+            )
+        width = await _width(client, served)
+        if asked == "best":
+            await _gives_best(client, served, best)
+        return cls(served, root, window, width, asked)
 
-def _distrusting(read: Callable[_P, _Read]) -> Callable[_P, _Read]:
-    """Have whatever comes up over an answer that nobody thought of be ``Nonsense``."""
+    async def tokenize(self, client: EngineClient, text: str) -> tuple[object, int | None]:
+        """See ``Dialect``."""
+        body = {"model": self.served, "prompt": text, "add_special_tokens": False}
+        said = await client.post("/tokenize", body, checking=True)
+        window = said.get("max_model_len")
+        return said.get("tokens"), window if isinstance(window, int) else None
 
-    @functools.wraps(read)
-    def reading(*args: _P.args, **kwargs: _P.kwargs) -> _Read:
-        try:
-            return read(*args, **kwargs)
-        except Nonsense:
-            raise
-        except Exception as error:
-            raise Nonsense(f"what cannot be read ({type(error).__name__})") from error
+    async def numbers(self, line: Line, queries: Sequence[Query]) -> list[Numbers]:
+        """See ``Dialect``."""
+        if self._asked == "best":  # whoever only wants the choice must not ask in the other kind
+            queries = [q if q.best or q.names else replace(q, best=1) for q in queries]
+        asks = packed(queries)
+        answers = await asyncio.gather(*(line.whole(self._one(line, ask)) for ask in asks))
+        return unpacked(asks, answers, len(queries))
 
-    return reading
+    async def _one(self, line: Line, ask: Ask) -> list[Numbers]:
+        answer = await line.post(COMPLETIONS, ask.body(self.served, line.salt()))
+        return ask.read(answer, self.width)
 
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How the engine chooses a token that is not simply the best."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-
-    def fields(self) -> Json:
-        """Return it as the API names it."""
-        return {
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "seed": self.seed,
+    async def stream(
+        self,
+        line: Line,
+        ids: Sequence[int],
+        max_tokens: int,
+        ends: Sequence[int],
+        draw: Draw,
+        interval: int,
+    ) -> AsyncIterator[tuple[list[int], bool]]:
+        """See ``Dialect``."""
+        body = {
+            "model": self.served,
+            "prompt": list(ids),
+            "max_tokens": max_tokens,
+            "stop_token_ids": list(ends),
+            "ignore_eos": True,  # the engine's own idea of an end; ours are in stop_token_ids
+            "return_token_ids": True,
+            "stream_interval": interval,
+            **_plain(line.salt()),
+            **_how(draw),
         }
+        async for event in line.events(COMPLETIONS, body):
+            yield _stream_tokens(event, self.width)
 
-
-GREEDY: Final = Draw(0.0, 0, 1.0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What is asked about the token after ``ids``.
-
-    Attributes
-    ----------
-    ids : tuple of int
-        Prompt and answer so far.
-    best : int
-        How many of the most probable tokens are wanted.
-    names : tuple of int
-        Ids whose log-probabilities are wanted; not together with ``best``.
-    forbidden : tuple of int
-        Ids that are not to be chosen; their probabilities stay as they are.
-    only : int or None
-        The one id that may be chosen.
-    draw : Draw
-        How the token is chosen.
-    ahead : int
-        How many tokens after it are asked about as well, each after what the engine chose before
-        it; fewer come where the engine ends.
-    salt : str
-        Keeps its prefix in the engine's cache apart from other tenants'; empty: see ``Scope``.
-    """
-
-    ids: tuple[int, ...]
-    best: int = 0
-    names: tuple[int, ...] = ()
-    forbidden: tuple[int, ...] = ()
-    only: int | None = None
-    draw: Draw = GREEDY
-    ahead: int = 0
-    salt: str = ""
-
-
-@dataclass(slots=True)
-class Numbers:
-    """What an engine says of the next token.
-
-    Attributes
-    ----------
-    chosen : int
-        The token that it would take.
-    logprobs : dict of int to float
-        Log-softmax over the whole vocabulary, nats: of ``chosen``, and of what was asked.
-    then : Numbers or None
-        What it says after ``chosen``, where that was asked.
-    """
-
-    chosen: int
-    logprobs: dict[int, float] = field(default_factory=dict)
-    then: Numbers | None = None
-
-    def best(self, count: int) -> list[tuple[int, float]]:
-        """Return the ``count`` most probable of the known ids; of equals the lower id first."""
-        return sorted(self.logprobs.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
+    def identity(self, answer: Mapping[str, Any]) -> tuple[object, object]:
+        """See ``Dialect``."""
+        return answer.get("model"), answer.get("system_fingerprint")
 
 
 @dataclass(slots=True)
@@ -154,7 +145,7 @@ class Ask:
             "logprobs": max(1, query.best),
             "return_tokens_as_token_ids": True,
             **_plain(query.salt or salt),
-            **query.draw.fields(),
+            **_how(query.draw),
         }
         if query.best == 0:
             # Without names the row would be one of the other kind: see the module's docstring.
@@ -165,7 +156,7 @@ class Ask:
             body["allowed_token_ids"] = [query.only]
         return body
 
-    @_distrusting
+    @distrusting
     def read(self, answer: Mapping[str, Any], width: int) -> list[Numbers]:
         """Return the numbers for each prompt.
 
@@ -180,27 +171,11 @@ class Ask:
         placed = {c.get("index"): c for c in choices if isinstance(c, dict)}
         if sorted(placed, key=str) != sorted(range(len(choices)), key=str):
             raise Nonsense("choices without their places")
-        found = [_numbers(placed[n], width, 1 + self.query.ahead) for n in range(len(choices))]
+        found = [_numbers(placed[n], width) for n in range(len(choices))]
         for path in found:
             for numbers in path:
-                self._check(numbers, width)
-        return [path[0] for path in found]
-
-    def _check(self, numbers: Numbers, width: int) -> None:
-        query = self.query
-        if missing := [i for i in self.names if i not in numbers.logprobs]:
-            raise Nonsense(f"no log-probability of {len(missing)} ids that were asked for")
-        if len(numbers.logprobs) < min(query.best, width):
-            raise Nonsense(f"{len(numbers.logprobs)} log-probabilities where {query.best} were due")
-        if math.fsum(map(math.exp, numbers.logprobs.values())) > 1 + _ABOVE_ONE:
-            raise Nonsense("probabilities that add up to more than 1")
-        best_is_told = query.best > 0 or (
-            query.draw == GREEDY and not query.forbidden and query.only is None
-        )
-        if best_is_told and max(numbers.logprobs.values()) < -math.log(width) - _BELOW_EVEN:
-            raise Nonsense("a best token that is less probable than all of them can be")
-        if numbers.chosen in query.forbidden or query.only not in (None, numbers.chosen):
-            raise Nonsense("a token that was not to be chosen")
+                numbers.check(self.query, self.names, width)
+        return [linked(path, 1 + self.query.ahead) for path in found]
 
 
 def packed(queries: Sequence[Query]) -> list[Ask]:
@@ -239,48 +214,66 @@ def unpacked(
     return [found[place] for place in range(count)]
 
 
-def stream_body(
-    model: str,
-    ids: Sequence[int],
-    max_tokens: int,
-    ends: Sequence[int],
-    draw: Draw,
-    salt: str,
-    interval: int,
-) -> Json:
-    """Return the JSON of a completion that is streamed; only ``ends`` and the length end it."""
-    return {
-        "model": model,
-        "prompt": list(ids),
-        "max_tokens": max_tokens,
-        "stop_token_ids": list(ends),
-        "ignore_eos": True,  # the engine's own idea of an end; ours are in stop_token_ids
-        "return_token_ids": True,
-        "stream_interval": interval,
-        **_plain(salt),
-        **draw.fields(),
-    }
+async def _width(client: EngineClient, served: str) -> int:
+    """Return how many logit columns the model has: the refusal of an id beyond them says so."""
+    body = Ask(Query((0,)), [_BEYOND], [], [(0,)]).body(served, "")
+    try:
+        await client.post(COMPLETIONS, body)
+    except EngineFault as error:
+        found = re.search(r"[Vv]ocabulary size: (\d+)", str(error))
+        if found:
+            return int(found[1])
+        raise EngineShortfall(
+            f"the {client.name}'s engine does not take named ids (logprob_token_ids): {error}; "
+            "vLLM does from 0.32 on"
+        ) from error
+    raise EngineShortfall(
+        f"the {client.name}'s engine ignores named ids (logprob_token_ids); vLLM takes them from "
+        "0.32 on"
+    )
 
 
-@_distrusting
-def stream_tokens(event: Mapping[str, Any], width: int) -> tuple[list[int], bool]:
-    """Return the new tokens of an event, and whether the engine ends there.
+async def _gives_best(client: EngineClient, served: str, best: int) -> None:
+    body = Ask(Query((0,), best=best), [], [], [(0,)]).body(served, "")
+    try:
+        await client.post(COMPLETIONS, body)
+    except EngineFault as error:
+        raise EngineShortfall(
+            f"the {client.name}'s engine does not give the {best} best tokens: {error}; start it "
+            f"with --max-logprobs {best} or more"
+        ) from error
 
-    Raises
-    ------
-    Nonsense
-        No tokens, or such as there are none.
-    """
+
+def _root(models: Mapping[str, Mapping[str, Any]], served: str) -> str:
+    """Return what the engine loaded; an adapter has its base model's tokenizer."""
+    model = models[served]
+    while isinstance(parent := model.get("parent"), str) and parent in models:
+        model = models[parent]
+    return str(model.get("root") or served)
+
+
+@distrusting
+def _stream_tokens(event: Mapping[str, Any], width: int) -> tuple[list[int], bool]:
+    """Return the new tokens of an event, and whether the engine ends there."""
     choices = event.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise Nonsense("a piece of an answer without its choice")
     ids = choices[0].get("token_ids")
-    if not isinstance(ids, list) or not all(_is_id(i, width) for i in ids):
+    if not isinstance(ids, list) or not all(is_id(i, width) for i in ids):
         raise Nonsense("a piece of an answer without token ids (return_token_ids)")
     finish = choices[0].get("finish_reason")
     if finish not in (None, "stop", "length"):
         raise Nonsense(f"an answer that ends with {str(finish)[:20]!r}")
     return ids, finish is not None
+
+
+def _how(draw: Draw) -> Json:
+    return {
+        "temperature": draw.temperature,
+        "top_k": draw.top_k,
+        "top_p": draw.top_p,
+        "seed": draw.seed,
+    }
 
 
 def _plain(salt: str) -> Json:
@@ -298,12 +291,12 @@ def _kind(query: Query) -> tuple[object, ...]:
     return query.best, query.forbidden, query.only, query.draw, query.ahead, query.salt
 
 
-def _numbers(choice: Mapping[str, Any], width: int, most: int) -> list[Numbers]:
-    """Return what is said of 1 to ``most`` tokens in a row, each linked to the next."""
+def _numbers(choice: Mapping[str, Any], width: int) -> list[Numbers]:
+    """Return what is said of tokens in a row."""
     said = choice.get("logprobs")
     try:
         pairs = list(zip(said["tokens"], said["top_logprobs"], strict=True))  # type: ignore[index]
-        path = [
+        return [
             Numbers(_token_id(token, width), {_token_id(t, width): _log(v) for t, v in of.items()})
             for token, of in pairs
         ]
@@ -311,27 +304,14 @@ def _numbers(choice: Mapping[str, Any], width: int, most: int) -> list[Numbers]:
         if isinstance(error, Nonsense):
             raise
         raise Nonsense("no log-probabilities of its tokens") from error
-    if not 1 <= len(path) <= most:
-        raise Nonsense(f"log-probabilities of {len(path)} tokens, where 1 to {most} were due")
-    for numbers, then in itertools.pairwise(path):
-        numbers.then = then
-    return path
 
 
 def _token_id(token: object, width: int) -> int:
     text = str(token).removeprefix("token_id:")
-    if not text.isdecimal() or not _is_id(int(text), width):
+    if not text.isdecimal() or not is_id(int(text), width):
         raise Nonsense("a token id that the vocabulary does not have")
     return int(text)
 
 
-def _is_id(value: object, width: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < width
-
-
 def _log(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise Nonsense("a log-probability that is no number")
-    if value > _ABOVE_ONE:
-        raise Nonsense("a log-probability above 0 (the engine needs --logprobs-mode raw_logprobs)")
-    return -math.inf if value <= _LOG_ZERO else min(float(value), 0.0)
+    return as_log(value, _LOG_ZERO, " (the engine needs --logprobs-mode raw_logprobs)")

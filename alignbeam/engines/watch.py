@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from alignbeam.engines.scope import io_loop
@@ -34,7 +34,7 @@ class Watch:
     Attributes
     ----------
     prints : set of str
-        ``system_fingerprint`` of every engine that was found to be the one at the start.
+        What every engine that was found to be the one at the start calls itself.
     probe : dict of int to float
         Log-probabilities of some ids after a fixed prompt, as they were at the start.
     """
@@ -44,7 +44,7 @@ class Watch:
         self.prints: set[str] = set()
         self.probe: dict[int, float] = {}
         self._seen: set[str] = set()
-        self._checked = 0.0
+        self._checked = self._since = 0.0
         self._lock = asyncio.Lock()
         self._task: Any = None
 
@@ -62,7 +62,8 @@ class Watch:
         """Refuse an answer of another model than was checked at the start.
 
         An engine that calls itself otherwise than any before (a new version, another parallelism)
-        is checked first.
+        is checked first; one that does not call itself anything, once it may have been started
+        again: when a connection was opened since the last check.
 
         Raises
         ------
@@ -72,26 +73,38 @@ class Watch:
         role = self._role()
         if role is None:
             return
-        model, print_ = answer.get("model"), answer.get("system_fingerprint")
-        if model not in (None, role.served):
-            raise role.client.fault(f"an answer of {str(model)[:80]!r}, not of {role.served!r}")
+        model, print_ = role.dialect.identity(answer)
+        if model not in (None, role.dialect.served):
+            raise role.client.fault(
+                f"an answer of {str(model)[:80]!r}, not of {role.dialect.served!r}"
+            )
         if not isinstance(print_, str | None):
-            raise role.client.fault("a system_fingerprint that is no text")
-        if print_ is None or print_ in self.prints:
-            return
+            raise role.client.fault("a name of itself that is no text")
         if checking:
-            self._seen.add(print_)
+            if print_ is not None:
+                self._seen.add(print_)
+            return
+        if self._known(role, print_):
             return
         try:
-            await self.check()
+            await self.check(lambda: not self._known(role, print_))
         except EngineShortfall as error:
             role.client.breaker.trip(str(error))
             raise EngineFault(str(error), role.name) from error
-        if print_ not in self.prints:
+        if print_ is not None and print_ not in self.prints:
             raise role.client.fault("an answer of an engine that cannot be checked")
 
-    async def check(self) -> None:
+    def _known(self, role: RemoteRole, print_: str | None) -> bool:
+        same = role.dialect.signs or role.client.opened < self._since
+        return same and (print_ is None or print_ in self.prints)
+
+    async def check(self, needed: Callable[[], bool] = lambda: True) -> None:
         """Check that the engine is the one of the start; what it calls itself is then known.
+
+        Parameters
+        ----------
+        needed : callable
+            Asked when it is this check's turn.
 
         Raises
         ------
@@ -104,10 +117,13 @@ class Watch:
         if role is None:
             return
         async with self._lock:
+            if not needed():
+                return
             self._seen.clear()
+            since = time.monotonic()
             await check.compare(role)
             self.prints |= self._seen
-            self._checked = time.monotonic()
+            self._checked, self._since = time.monotonic(), since
 
     async def _look(self) -> None:
         missed = 0

@@ -6,6 +6,8 @@ import contextlib
 
 import pytest
 from engine_over_role import EngineOverRole
+from llamacpp_over_role import LlamaCppOverRole
+from sglang_over_role import SGLangOverRole
 from tiny_models import random_pair, swapped_pair
 
 from alignbeam.config import RoleConfig
@@ -20,8 +22,8 @@ def served(tmp_path_factory):
     """Return a way to put a role behind an engine: the engine, and the role that asks it."""
     with contextlib.ExitStack() as stack:
 
-        def serve(role, best=None, **settings):
-            engine = EngineOverRole(role, **settings)
+        def serve(role, best=None, kind=EngineOverRole, **settings):
+            engine = kind(role, **settings)
             stack.callback(engine.close)
             return engine, ask(engine, role, best)
 
@@ -38,8 +40,20 @@ def served(tmp_path_factory):
         yield serve
 
 
-@pytest.fixture(scope="session", params=[random_pair, swapped_pair])
+#: Each kind of engine, and each pair once.
+PAIRS = {
+    "vllm": (EngineOverRole, random_pair),
+    "vllm-swapped": (EngineOverRole, swapped_pair),
+    "llamacpp": (LlamaCppOverRole, random_pair),
+    "llamacpp-swapped": (LlamaCppOverRole, swapped_pair),
+    "sglang": (SGLangOverRole, random_pair),
+    "sglang-swapped": (SGLangOverRole, swapped_pair),
+}
+
+
+@pytest.fixture(scope="session", params=PAIRS)
 def pairs(request, served):
     """A pair in this process, and the same pair on two engines."""
-    pair = request.param()
-    return pair, tuple(served(role)[1] for role in pair)
+    kind, make = PAIRS[request.param]
+    pair = make()
+    return pair, tuple(served(role, kind=kind)[1] for role in pair)

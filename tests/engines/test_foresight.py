@@ -8,8 +8,8 @@ from tiny_models import random_pair
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.decoding.choice import Choice
 from alignbeam.decoding.foresight import Foresight
+from alignbeam.engines.dialect import GREEDY, Numbers
 from alignbeam.engines.rows import RemoteRows
-from alignbeam.engines.vllm import GREEDY, Numbers
 from alignbeam.judge import CallableJudge
 
 CONFIG = BeamConfig(mix_steps=6, beams=3, top_b=20, max_new_tokens=14)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from engine_faults import (
+    killed_engine_fails_all_its_answers,
+    killed_engine_withholds_and_a_new_one_is_taken,
+    said,
+    stalled_engine_is_too_slow_and_wakes_up,
+    until,
+)
 from mixed_prompts import mixed_prompts
 from safetensors.torch import load_file, save_file
 from serving import chat, judge_of, serving
@@ -78,10 +83,6 @@ def over(servers, read_s=PATIENCE_S):
         JudgeConfig(url=judge, read_s=PATIENCE_S, nonce_key=NONCE_KEY),
         CONFIG,
     )
-
-
-def said(outcome):
-    return outcome.text, [c.token_ids for c in outcome.candidates], outcome.chosen
 
 
 def test_fifty_mixed_requests_give_the_tokens_of_this_process(trio, remote):
@@ -208,52 +209,13 @@ def streamed(url, prompt):
 
 @pytest.mark.parametrize("role", ["target", "anchor", "judge"])
 def test_killed_engine_withholds_the_answer_and_a_new_one_is_taken(servers, role):
-    beam = over(servers)
-    want = said(beam.generate("Hello!", max_new_tokens=12))
-    pair = beam.target, beam.anchor
-    with serving(pair, beam.judge, CONFIG) as running, running.client() as client:
-
-        def ask():
-            return client.post("/v1/chat/completions", json=chat(max_tokens=12))
-
-        assert ask().json()["choices"][0]["message"]["content"] == want[0]
-        servers[role].kill()
-        failed = ask()
-        assert (failed.status_code, set(failed.json())) == (503, {"error"})
-        codes = {"judge": "judge_unavailable"}
-        assert failed.json()["error"]["code"] == codes.get(role, "engine_unavailable")
-        until(lambda: client.get("/ready").status_code == 503)
-        assert client.get("/ready").json()["reasons"] == [f"the {role}'s engine is down"]
-        servers[role].start()
-        servers[role].wait()
-        until(lambda: client.get("/ready").status_code == 200)
-        assert ask().json()["choices"][0]["message"]["content"] == want[0]
+    killed_engine_withholds_and_a_new_one_is_taken(over(servers), servers, role)
 
 
 @pytest.mark.parametrize("how", [VllmServer.kill, VllmServer.kill_core])
 def test_engine_killed_in_the_middle_of_its_answers_fails_them_all(servers, how):
     """All of it, or only the process that holds the weights: its web server is left to answer."""
-    beam = over(servers)
-    with serving((beam.target, beam.anchor), beam.judge, CONFIG) as running:
-
-        def ask(prompt):
-            with running.client() as client:
-                body = chat(prompt, max_tokens=400)
-                return client.post("/v1/chat/completions", json=body)
-
-        with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(ask, prompt) for prompt in PROMPTS[:4]]
-            streams = beam.target.client.calls
-            until(lambda: beam.target.client.calls > streams + 20)
-            how(servers["target"])
-            for failed in [future.result() for future in asked]:
-                # Whoever was done before has been judged; the others get nothing.
-                if failed.status_code != 200:
-                    assert (failed.status_code, set(failed.json())) == (503, {"error"})
-        assert any(f.result().status_code == 503 for f in asked)
-        with running.client() as client:
-            until(lambda: client.get("/ready").status_code == 503)
-            assert client.get("/ready").json()["reasons"] == ["the target's engine is down"]
+    killed_engine_fails_all_its_answers(over(servers), lambda: how(servers["target"]))
 
 
 def test_engine_out_of_memory_answers_nobody(servers):
@@ -279,19 +241,8 @@ def test_engine_out_of_memory_answers_nobody(servers):
 
 
 def test_stalled_engine_is_too_slow_and_wakes_up(servers):
-    url = servers["target"].url
-    RemoteRole.from_config("target", RoleConfig(url=url, read_s=PATIENCE_S))
-    role = RemoteRole.from_config("target", RoleConfig(url=url, read_s=10.0))
-    want = role.named_logprobs([[1, 5, 6]], [[7, 8]])
-    servers["target"].signal(signal.SIGSTOP)
-    try:
-        with pytest.raises(EngineUnavailable, match="too slow"):
-            role.named_logprobs([[1, 5, 6]], [[7, 8]])
-        until(lambda: role.watch.why is not None)
-    finally:
-        servers["target"].signal(signal.SIGCONT)
-    until(lambda: role.watch.why is None)
-    assert role.named_logprobs([[1, 5, 6]], [[7, 8]])[0] == pytest.approx(want[0], abs=1e-4)
+    RemoteRole.from_config("target", RoleConfig(url=servers["target"].url, read_s=PATIENCE_S))
+    stalled_engine_is_too_slow_and_wakes_up(RoleConfig(url=servers["target"].url), servers)
 
 
 def another_model(folder):
@@ -335,10 +286,3 @@ def test_engine_replaced_by_another_is_refused(servers, tmp_path, rollout, why):
             beam.generate("Hello!", max_new_tokens=12)
     finally:
         other.kill()
-
-
-def until(true, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

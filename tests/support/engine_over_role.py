@@ -1,4 +1,4 @@
-"""A model in this process behind the part of vLLM's HTTP API that alignbeam uses.
+"""A model in this process behind the part of an engine's HTTP API that alignbeam uses: vLLM's.
 
 The numbers are the model's own, so what is decoded over it must equal what is decoded in process.
 That the real vLLM speaks like this is what ``make engines`` holds.
@@ -25,8 +25,8 @@ from alignbeam.models.role import Role
 Json = dict[str, Any]
 
 
-class EngineOverRole:
-    """Serves a role until closed.
+class OverRole:
+    """Serves a role until closed, in the way of one kind of engine.
 
     Attributes
     ----------
@@ -38,15 +38,17 @@ class EngineOverRole:
     instead : callable or None
         Given the body of each completion; the response that it returns is sent in place of the
         answer.
-    live : int
-        Streams that are being written.
     aborted : int
         Streams whose reader went away.
     """
 
-    def __init__(self, role: Role, served: str = "model", max_logprobs: int = 64, key: str = ""):
-        self.role, self.served, self.max_logprobs, self._key = role, served, max_logprobs, key
-        self.fingerprint = "first"
+    #: Where completions are asked for.
+    path: str
+    #: Whose the models are that it lists.
+    owner: str | None = None
+
+    def __init__(self, role: Role, served: str = "model", key: str = "") -> None:
+        self.role, self.served, self._key = role, served, key
         self.asked: list[Json] = []
         self.spoil: Callable[[Json], Json] = lambda answer: answer
         self.instead: Callable[[Json], Response | None] = lambda body: None
@@ -54,15 +56,46 @@ class EngineOverRole:
         self.pause_s = self.token_s = 0.0
         self.aborted = 0
         self._model = threading.Lock()
-        routes = [
-            Route("/health", self._health),
-            Route("/v1/models", self._models),
-            Route("/tokenize", self._tokenize, methods=["POST"]),
-            Route("/v1/completions", self._complete, methods=["POST"]),
-        ]
         self._port = 0
-        self._app = Starlette(routes=routes)
+        self._app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/v1/models", self._models),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route(self.path, self._complete, methods=["POST"]),
+                *self.routes(),
+            ]
+        )
         self.start()
+
+    def routes(self) -> list[Route]:
+        """What only this kind of engine has."""
+        return []
+
+    def card(self) -> Json:
+        """What it lists of its model."""
+        return {"max_model_len": self.role.window}
+
+    def refusal(self, body: Json) -> Response | None:
+        """Return what it says to a question that it does not take."""
+
+    async def answer(self, body: Json) -> Response:
+        """Return what it says to one that it takes."""
+        raise NotImplementedError
+
+    async def _complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.asked.append(body)
+        await asyncio.sleep(self.pause_s)
+        if (other := self.instead(body)) is not None:
+            return other
+        if self.status != 200:
+            return refused(self.status, "The engine is dead")
+        return self.refusal(body) or await self.answer(body)
+
+    def said(self, answer: Json) -> Response:
+        """Return an answer as it is sent."""
+        return Response(json.dumps(self.spoil(answer)), media_type="application/json")
 
     def start(self) -> None:
         """Listen; on the port of before where there was one."""
@@ -91,41 +124,55 @@ class EngineOverRole:
 
     async def _models(self, request: Request) -> Response:
         if self._key and request.headers.get("authorization") != f"Bearer {self._key}":
-            return _refusal(401, "Unauthorized")
-        model = {"id": self.served, "root": "nowhere", "max_model_len": self.role.window}
-        return JSONResponse({"data": [model]})
+            return refused(401, "Unauthorized")
+        card = {"id": self.served, "owned_by": self.owner, "root": "nowhere", **self.card()}
+        return JSONResponse({"data": [card]})
 
     async def _tokenize(self, request: Request) -> Response:
         body = await request.json()
-        ids = self.role.tokenizer.encode(body["prompt"], add_special_tokens=False)
+        ids = self.role.tokenizer.encode(
+            body.get("prompt") or body.get("content"), add_special_tokens=False
+        )
         return JSONResponse({"tokens": ids, "max_model_len": self.role.window})
 
-    async def _complete(self, request: Request) -> Response:
-        body = await request.json()
-        self.asked.append(body)
-        await asyncio.sleep(self.pause_s)
-        if (other := self.instead(body)) is not None:
-            return other
-        if self.status != 200:
-            return _refusal(self.status, "The engine is dead")
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """The model's, after ``ids``."""
+        with self._model:
+            return self.role.next_token_logits([ids])[0]
+
+
+class EngineOverRole(OverRole):
+    """vLLM."""
+
+    path = "/v1/completions"
+
+    def __init__(self, role: Role, served: str = "model", max_logprobs: int = 64, key: str = ""):
+        self.max_logprobs, self.fingerprint = max_logprobs, "first"
+        super().__init__(role, served, key)
+
+    def refusal(self, body: Json) -> Response | None:
         if body["model"] != self.served:
-            return _refusal(404, f"The model `{body['model']}` does not exist.")
+            return refused(404, f"The model `{body['model']}` does not exist.")
         names = body.get("logprob_token_ids")
         if names and max(names) >= self.role.width:
-            return _refusal(400, f"out-of-vocab token ids. Vocabulary size: {self.role.width}")
+            return refused(400, f"out-of-vocab token ids. Vocabulary size: {self.role.width}")
         if not names and (body.get("logprobs") or 0) > self.max_logprobs:
-            return _refusal(400, f"greater than max allowed: {self.max_logprobs}")
+            return refused(400, f"greater than max allowed: {self.max_logprobs}")
+        return None
+
+    async def answer(self, body: Json) -> Response:
         if body.get("stream"):
             return StreamingResponse(self._events(body), media_type="text/event-stream")
         choices = [self._choice(n, ids, body) for n, ids in enumerate(body["prompt"])]
-        answer = {"model": self.served, "system_fingerprint": self.fingerprint, "choices": choices}
-        return Response(json.dumps(self.spoil(answer)), media_type="application/json")
+        return self.said(
+            {"model": self.served, "system_fingerprint": self.fingerprint, "choices": choices}
+        )
 
     async def _events(self, body: Json):
         ids, new, interval = list(body["prompt"]), [], body["stream_interval"]
         try:
             for n in range(body["max_tokens"]):
-                logits = self._logits(ids)
+                logits = self.logits(ids)
                 token = _take(logits, body, seed=body["seed"] + n)
                 ids.append(token)
                 new.append(token)
@@ -150,7 +197,7 @@ class EngineOverRole:
     def _choice(self, index: int, ids: list[int], body: Json) -> Json:
         tokens, tables = [], []
         for n in range(body["max_tokens"]):
-            logits = self._logits([*ids, *tokens])
+            logits = self.logits([*ids, *tokens])
             logprobs = logits.log_softmax(-1)
             token = _take(logits, body, seed=body["seed"] + n)
             shown = body.get("logprob_token_ids")
@@ -165,10 +212,6 @@ class EngineOverRole:
         said = {"tokens": [f"token_id:{t}" for t in tokens], "top_logprobs": tables}
         return {"index": index, "logprobs": said, "finish_reason": "length"}
 
-    def _logits(self, ids: list[int]) -> torch.Tensor:
-        with self._model:
-            return self.role.next_token_logits([ids])[0]
-
 
 def _take(logits: torch.Tensor, body: Json, seed: int) -> int:
     logits = logits.clone()
@@ -182,5 +225,5 @@ def _take(logits: torch.Tensor, body: Json, seed: int) -> int:
     return int((logits / body["temperature"]).softmax(-1).multinomial(1, generator=generator))
 
 
-def _refusal(status: int, message: str) -> Response:
+def refused(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message, "code": status}}, status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from tiny_models import byte_level_tokenizer, end_ids_of, random_model
 
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+#: How SentencePiece writes a byte.
+_IS_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def tiny_llama(padding: int = 0, **changes: Any) -> tuple[Any, Any]:
@@ -38,7 +41,9 @@ def write_gguf(
     without: str | None = None,
     **metadata: Any,
 ) -> dict[str, torch.Tensor]:
-    """Write one; return the weights that a reader must find, by transformers' names.
+    """Write one of a Llama, Mistral or Qwen 2; return the weights by transformers' names.
+
+    These are what a reader must find.
 
     Parameters
     ----------
@@ -59,21 +64,24 @@ def write_gguf(
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(head)
     writer.add_vocab_size(config.vocab_size)
     write_tokenizer(writer, tokenizer, config.vocab_size, pre)
     for key, value in metadata.items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
         add(key.replace("__", "."), value)
     weights = {}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    known = getattr(gguf.MODEL_ARCH, architecture.upper(), gguf.MODEL_ARCH.LLAMA)
+    names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+    turns = known is gguf.MODEL_ARCH.LLAMA
     for name, tensor in model.state_dict().items():
         here = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert here is not None, name
         if here == without:
             continue
         rows = tensor.float().numpy()
-        if ".attn_q." in here or ".attn_k." in here:
+        if turns and (".attn_q." in here or ".attn_k." in here):
             heads = config.num_attention_heads if "_q." in here else config.num_key_value_heads
             rows = _paired(rows, heads)
         if quantised is None or rows.ndim == 1:
@@ -83,7 +91,7 @@ def write_gguf(
         blocks = gguf.quants.quantize(rows, quantised)
         writer.add_tensor(here, blocks, raw_dtype=quantised)
         back = gguf.quants.dequantize(blocks, quantised)
-        if ".attn_q." in here or ".attn_k." in here:
+        if turns and (".attn_q." in here or ".attn_k." in here):
             back = _unpaired(back, heads)
         weights[name] = torch.from_numpy(np.ascontiguousarray(back)).bfloat16()
     writer.write_header_to_file()
@@ -94,21 +102,37 @@ def write_gguf(
 
 
 def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, width: int, pre: str) -> None:
-    """Put a byte-level tokenizer into a file, its ids filled up to the head's width."""
+    """Put a tokenizer into a file, its ids filled up to the head's width.
+
+    Byte-level, or with byte fallback as SentencePiece has it.
+    """
     backend = tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
+    pieces = state["model"]["byte_fallback"]
     added = {token["id"]: token["special"] for token in state["added_tokens"]}
     tokens, kinds = [], []
     for i in range(width):
         token = backend.id_to_token(i)
         tokens.append(f"[PAD{i}]" if token is None else token)
         kind = _UNUSED if token is None else _NORMAL
-        kinds.append(kind if i not in added else _CONTROL if added[i] else _USER_DEFINED)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+        if pieces and token is not None and _IS_BYTE.fullmatch(token):
+            kind = _BYTE
+        if i in added:
+            kind = _CONTROL if added[i] else _USER_DEFINED
+        kinds.append(_UNKNOWN if token == state["model"]["unk_token"] else kind)
+    merges = [" ".join(pair) for pair in state["model"]["merges"]]
+    writer.add_tokenizer_model("llama" if pieces else "gpt2")
+    writer.add_tokenizer_pre("default" if pieces else pre)
     writer.add_token_list(tokens)
+    if pieces:
+        # What is merged first scores most.
+        ranks = {merge.replace(" ", ""): -float(n) for n, merge in reversed([*enumerate(merges)])}
+        writer.add_token_scores([ranks.get(token, -1e6) for token in tokens])
+        writer.add_add_space_prefix(True)
+        writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
+    if not pieces:
+        writer.add_token_merges(merges)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
