@@ -190,7 +190,7 @@ class LlamaCpp(Dialect):
             "top_k": len(raised),
         }
         (entry,) = _entries(await line.post(COMPLETION, body), 1)
-        found = _read_shares(entry, raised, self.width)
+        found = _read_shares(entry, raised, pivot, self.width)
         known = found.pop(pivot) - best - _AHEAD
         values = {i: min(value - known, 0.0) for i, value in found.items()}
         if any(i not in values and i != pivot for i in names):
@@ -344,13 +344,13 @@ def _read_raw(
 
 @distrusting
 def _read_shares(
-    entry: Mapping[str, Any], raised: Mapping[int, float], width: int
+    entry: Mapping[str, Any], raised: Mapping[int, float], pivot: int, width: int
 ) -> dict[int, float]:
     """Return the log of each raised token's share."""
     told = entry["top_probs"]
     shares = {as_id(one["id"], width): one["prob"] for one in told}
-    if len(shares) != len(told) or not shares.keys() <= raised.keys():
-        raise Nonsense("probabilities of tokens that were not asked for")
+    if len(shares) != len(told) or not {pivot} <= shares.keys() <= raised.keys():
+        raise Nonsense("probabilities of other tokens than were asked for")
     if any(isinstance(p, bool) or not 0 < p <= 1.001 for p in shares.values()):
         raise Nonsense("a probability that is none")
     if abs(math.fsum(shares.values()) - 1) > _SAME:

@@ -196,7 +196,8 @@ class RemoteRole(BareRole):
 
     def stream(self, ids: Sequence[int], max_tokens: int, draw: Draw, interval: int) -> TokenStream:
         """Begin to complete ``ids``; does not wait."""
-        return TokenStream(self, ids, max_tokens, draw, interval or _INTERVAL)
+        # A copy: the row goes on growing by what is read of the stream.
+        return TokenStream(self, list(ids), max_tokens, draw, interval or _INTERVAL)
 
 
 class _Line:
