@@ -32,8 +32,8 @@ class RoleConfig(CheckedSettings):
     url : str or None
         Address of an inference engine that serves the model; then nothing is loaded here.
     tokenizer : str or None
-        Folder or hub id of the tokenizer of an engine's model; None takes what the engine says it
-        was started with.
+        Folder, hub id or ``.gguf`` file of the tokenizer of an engine's model; None takes what the
+        engine says it was started with.
     served_name : str or None
         What the engine calls the model; None takes its only one.
     key_env : str or None
