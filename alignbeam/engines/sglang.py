@@ -64,7 +64,7 @@ class SGLang(Dialect):
             raise EngineShortfall(
                 f"the {name}'s engine does not tell max_model_len; take SGLang 0.5 or newer"
             )
-        info = await client.get("/get_model_info")
+        info = await _info(client)
         root = info.get("tokenizer_path") or info.get("model_path") or served
         width = await _width(client)
         found = cls(served, str(root), window, width)
@@ -82,8 +82,14 @@ class SGLang(Dialect):
         """See ``Dialect``."""
         body = {"model": self.served, "prompt": text, "add_special_tokens": False}
         said = await client.post("/tokenize", body, checking=True)
-        window = said.get("max_model_len")
-        return said.get("tokens"), window if isinstance(window, int) else None
+        # What ``/tokenize`` tells of positions are the tokenizer's own.
+        listed = await client.get("/v1/models", checking=True)
+        cards = listed.get("data")
+        for card in cards if isinstance(cards, list) else ():
+            if isinstance(card, dict) and card.get("id") == self.served:
+                window = card.get("max_model_len")
+                return said.get("tokens"), window if isinstance(window, int) else None
+        return said.get("tokens"), None
 
     async def numbers(self, line: Line, queries: Sequence[Query]) -> list[Numbers]:
         """See ``Dialect``."""
@@ -116,6 +122,14 @@ class SGLang(Dialect):
         """See ``Dialect``: it tells the version of its weights, which updates in place change."""
         meta = answer.get("meta_info")
         return None, meta.get("weight_version") if isinstance(meta, dict) else None
+
+
+async def _info(client: EngineClient) -> Json:
+    """Return what it says of its model; the older name of the page goes first."""
+    try:
+        return await client.get("/get_model_info")
+    except EngineFault:
+        return await client.get("/model_info")
 
 
 async def _width(client: EngineClient) -> int:

@@ -5,6 +5,9 @@ The files hold float32, as this process does; what differs is the order of sums.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from engine_faults import (
     killed_engine_fails_all_its_answers,
@@ -18,6 +21,7 @@ from llamacpp_servers import KINDS, LlamaCppServer, llamacpp_server, trio_files
 from mixed_prompts import mixed_prompts
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.cache_folder import cache_folder
 from alignbeam.config import JudgeConfig, RoleConfig
 from alignbeam.embedded import embedded_model
 from alignbeam.engines.dialect import Query
@@ -37,8 +41,19 @@ SETTINGS = (
 )
 EACH = [SETTINGS[n % len(SETTINGS)] for n in range(len(PROMPTS))]
 NONCE_KEY = b"the embedded trio".hex()
-#: How far a log-probability may be from this process's, nats.
-CLOSE = 2e-4
+QUESTIONS = ("What is the capital of France?", "Write a haiku about rain.", "What is 17 + 25?")
+#: How far a log-probability may be from this process's, nats: in float32, and quantised.
+CLOSE, ROUNDED = 2e-4, 0.1
+
+
+def real_file(name):
+    """A published GGUF file; skips where there is none."""
+    named = os.environ.get("ALIGNBEAM_REAL_MODELS")
+    folder = Path(named) if named else cache_folder("real_models")
+    for path in sorted(folder.glob("*.gguf")) if folder is not None else ():
+        if path.stem.lower().replace(".", "_") == name:
+            return path
+    pytest.skip(f"no real weights: python examples/real_models/fetch.py {name}")
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +191,24 @@ def test_one_role_on_llamacpp_gives_the_tokens_of_this_process(trio, servers, ro
     )
     want = [said(r) for r in trio.outcomes(PROMPTS[:10], EACH[:10])]
     assert [said(r) for r in mixed.outcomes(PROMPTS[:10], EACH[:10])] == want
+
+
+def test_published_file_has_the_numbers_of_this_process_but_for_rounding(tmp_path):
+    """Quantised: weights are dequantised here; there, what they are multiplied with is rounded."""
+    program, file = llamacpp_server(), real_file("smollm2-135m-instruct")
+    here = Role.from_config("target", RoleConfig(model=str(file), dtype="float32", device="cpu"))
+    server = LlamaCppServer(program, file, "smollm2", tmp_path / "log")
+    try:
+        server.wait()
+        role = RemoteRole.from_config("target", RoleConfig(url=server.url, read_s=60.0))
+        rows = [here.render(question) for question in QUESTIONS]
+        logprobs = here.next_token_logits(rows).double().log_softmax(-1)
+        names = [row.topk(100).indices.tolist() for row in logprobs]
+        found = role.named_logprobs(rows, names)
+    finally:
+        server.kill()
+    for row, wanted, values in zip(logprobs, names, found, strict=True):
+        assert values == pytest.approx(row[wanted].tolist(), abs=ROUNDED)
 
 
 def test_verdicts_are_those_of_this_process(trio, remote):

@@ -28,6 +28,12 @@ class SGLangOverRole(OverRole):
         self.incremental, self.trims, self.weight_version = incremental, trims, "default"
         super().__init__(role, served, key)
 
+    async def _tokenize(self, request: Request) -> Response:
+        text = (await request.json())["prompt"]
+        ids = self.role.tokenizer.encode(text, add_special_tokens=False)
+        # The tokenizer's own, not the engine's.
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": 7})
+
     def routes(self) -> list[Route]:
         return [Route("/get_model_info", self._info)]
 
