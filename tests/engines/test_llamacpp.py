@@ -28,6 +28,7 @@ from alignbeam.engines.dialect import Query
 from alignbeam.engines.role import RemoteRole
 from alignbeam.errors import EngineShortfall, EngineUnavailable
 from alignbeam.models.loading import load_tokenizer, load_weights
+from alignbeam.models.role import Role
 
 CONFIG = BeamConfig(max_new_tokens=48)
 PROMPTS = mixed_prompts()
