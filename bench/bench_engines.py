@@ -173,6 +173,7 @@ def main() -> None:
     given = parser.parse_args()
     judge = JudgeConfig(url=given.judge, read_s=PATIENCE_S)
     if given.real:
+        SYSTEMS.pop("step-by-step")  # real models take minutes for each system
         judge = replace(judge, kind="guard", tokenizer=given.real)
     config = BeamConfig(max_new_tokens=128, wishes=0, on_unsafe="safest")
     beam = AlignBeam.from_pretrained(

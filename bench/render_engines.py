@@ -62,7 +62,7 @@ def engines(kept: str) -> str:
         f"shared machine ({machine['cpu']}, {machine['cores']} cores): compare times with each "
         "other only. Blocks of 32 tokens, no spinning workers. "
         f"{' or '.join(dict.fromkeys(str(row['answers']) for row in found))} questions a row, each "
-        f"asked of all four in turn; in full: {first['max_new_tokens']} tokens, whatever ends an "
+        f"asked of all in turn; in full: {first['max_new_tokens']} tokens, whatever ends an "
         f"answer otherwise. Commit {machine['commit']}."
     )
 
