@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="interpreter that has vLLM")
     parser.add_argument("--swap", action="store_true", help="exchange target and anchor")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the servers would stay
     told = tomllib.loads(given.config.read_text(encoding="utf-8"))
     if given.swap:
         told["target"], told["anchor"] = told["anchor"], told["target"]
