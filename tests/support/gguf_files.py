@@ -119,7 +119,9 @@ def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, width: int, pre: st
             kind = _BYTE
         if i in added:
             kind = _CONTROL if added[i] else _USER_DEFINED
-        kinds.append(_UNKNOWN if token == state["model"]["unk_token"] else kind)
+        if token is not None and token == state["model"]["unk_token"]:
+            kind = _UNKNOWN
+        kinds.append(kind)
     merges = [" ".join(pair) for pair in state["model"]["merges"]]
     writer.add_tokenizer_model("llama" if pieces else "gpt2")
     writer.add_tokenizer_pre("default" if pieces else pre)
