@@ -33,6 +33,7 @@ FOREIGN = {
     *("--apply_chat_template", "--model", "--model_args"),
     *("--max-logprobs", "--logprobs-mode", "--block-size", "--distributed-executor-backend"),
     *("--stream-interval", "--enable-deterministic-inference", "--parallel", "--no-cache-prompt"),
+    "--cache-type-k",
 }
 SETTINGS = get_type_hints(Settings)
 CLI = get_command(app)

@@ -54,6 +54,8 @@ class LlamaCppServer:
             *("nice", "-n", "5", program, "--model", str(model), "--alias", served),
             *("--host", "127.0.0.1", "--parallel", "4", "--ctx-size", "4096"),
             *("--threads", "1", "--no-webui", "--offline"),
+            # By default keys and values are kept in half precision.
+            *("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"),
             *flags,
         ]
         self._log = log
