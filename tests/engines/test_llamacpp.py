@@ -195,7 +195,7 @@ def test_one_role_on_llamacpp_gives_the_tokens_of_this_process(trio, servers, ro
 
 
 def test_real_model_has_the_numbers_of_this_process(tmp_path):
-    """What it read of a published file, in float32: there, quantised blocks meet rounded numbers."""
+    """What it read of a published file, in float32: there, blocks meet rounded numbers."""
     program, file = llamacpp_server(), real_file("smollm2-135m-instruct")
     here = Role.from_config("target", RoleConfig(model=str(file), dtype="float32", device="cpu"))
     write_gguf(tmp_path / "smollm2.gguf", here.model, here.tokenizer, pre="smollm")
