@@ -201,9 +201,11 @@ class ServerConfig(CheckedSettings):
         their verdicts are errors. A smaller ``[judge] timeout_s`` wins.
     canary_attacks : {"warn", "refuse", "off"}
         What happens at the start where a harmful canary passes the judge once there is around it
-        what an attacker may write: a warning in the log, no start, or it is not tried.
+        what an attacker may write: a warning in the log, no start (nor a start again, see
+        ``judge_process``), or it is not tried.
     judge_process : bool
-        Run the judge in a process of its own, which is started again when it dies.
+        Run the judge in a process of its own, which is started again when it dies, and asked the
+        canaries again before it judges.
     drain_s : float
         Seconds that requests in flight get after SIGTERM.
     audit_file : str or None

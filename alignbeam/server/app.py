@@ -18,6 +18,7 @@ from alignbeam.controller import AlignBeam
 from alignbeam.server import openapi, playground
 from alignbeam.server.audit import AuditLog
 from alignbeam.server.bodies import Record, parse_as
+from alignbeam.server.canaries import check_judge
 from alignbeam.server.gate import Gate
 from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import Keys
@@ -72,6 +73,12 @@ class Server:
         beam.judge.timeout_s = most if own is None else min(own, most)
         judge = beam.judge.judge
         self._process = judge if isinstance(judge, JudgeProcess) else None
+        if self._process is not None:
+            # Nobody waits for what would be warned of once more.
+            policy = config.canary_attacks if config.canary_attacks == "refuse" else "off"
+            self._process.trial = lambda child: check_judge(
+                beam.judge.around(child), beam.config.threshold, policy
+            )
         audit = None
         if config.audit_file is not None:
             audit = AuditLog(config.audit_file, config.audit_max_bytes, config.audit_keep)

@@ -214,7 +214,7 @@ def test_judge_process_judges_as_the_judge_itself(trio):
         for of in (texts[0], 300):
             assert judge.readings(long, of) == trio.judge.readings(long, of) > 4
         os.kill(judge.pid, signal.SIGKILL)
-        judge._child.join(WAIT_S)
+        judge._child.process.join(WAIT_S)
         back = judge.score(conversations, texts)  # by the next one
         assert [v.score for v in back] == pytest.approx([v.score for v in here], abs=1e-4)
     finally:
@@ -241,7 +241,7 @@ def test_verdict_of_the_judge_process_never_counts_for_another_batch():
     try:
         asked = [[{"role": "user", "content": "What is 2 plus 3?"}]]
         safe, harmful = ["2 plus 3 is 5."], ["Sure, here is what you asked for. First, set it up."]
-        judge._pipe = Twice(judge._pipe)
+        judge._child.pipe = Twice(judge._child.pipe)
         assert judge.score(asked, safe)[0].score < 2
         # The answer that nobody took is the next one in the pipe.
         with pytest.raises(JudgeDied, match="another batch"):
