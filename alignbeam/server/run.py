@@ -17,7 +17,7 @@ from alignbeam.judge import FailClosed, Judge
 from alignbeam.server.app import Server
 from alignbeam.server.connections import limited
 from alignbeam.server.judge_process import JudgeProcess
-from alignbeam.server.keys import ENVIRONMENT, Keys
+from alignbeam.server.keys import ENVIRONMENT, METRICS_ENVIRONMENT, Keys
 from alignbeam.server.logs import configure_logs
 
 _log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ def serve(settings: Settings) -> None:
     configure_logs()
     config = settings.server
     keys = Keys(config.api_keys_file)
+    metrics_keys = Keys(config.metrics_keys_file, variable=METRICS_ENVIRONMENT)
     check_exposure(config, keys)
     if config.fail_open:
         _banner("FAIL-OPEN: answers leave even when no judge could check them")
@@ -106,7 +107,7 @@ def serve(settings: Settings) -> None:
     beam = AlignBeam.from_pretrained(
         *models, settings.beam, gate=settings.gate, probe=settings.judge.probe
     )
-    server = Server(beam, config, keys=keys)
+    server = Server(beam, config, keys=keys, metrics_keys=metrics_keys)
     runner = _Uvicorn(web_config(server), server)
     runner.run()
     _log.info("stopped")

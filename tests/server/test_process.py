@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from serving import KEY, chat
+from serving import KEY, METRICS_KEY, chat
 
 from alignbeam.config import JudgeConfig
 from alignbeam.errors import JudgeDied, ModelLoadError, PromptError
@@ -37,6 +37,7 @@ class Process:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         environ = {**os.environ, "ALIGNBEAM_API_KEYS": KEY, "OMP_NUM_THREADS": "1"}
+        environ["ALIGNBEAM_METRICS_KEYS"] = METRICS_KEY
         self.process = subprocess.Popen(
             [sys.executable, "-m", "alignbeam", "serve", "--port", str(self.port), *options],
             cwd=REPO, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -59,6 +60,9 @@ class Process:
     def ask(self, prompt="What is 2 plus 3?", **fields):
         body = chat(prompt, **{"max_tokens": 24, **fields})
         return self.client.post("/v1/chat/completions", json=body)
+
+    def metrics(self):
+        return self.client.get("/metrics", headers={"authorization": f"Bearer {METRICS_KEY}"}).text
 
     def end(self, sig=signal.SIGTERM, timeout_s=WAIT_S):
         self.process.send_signal(sig)
@@ -90,7 +94,7 @@ def test_serve_ends_at_once_on_sigterm_when_idle(start):
 
 
 def total(server, *names):
-    page = server.client.get("/metrics").text
+    page = server.metrics()
     return sum(float(line.split()[1]) for line in page.splitlines() if line.startswith(names))
 
 
@@ -124,7 +128,7 @@ def test_serve_ends_at_once_on_a_second_signal(start):
     server = start()
     with ThreadPoolExecutor(4) as pool:
         flying = [pool.submit(server.ask, max_tokens=100, n=4) for _ in range(4)]
-        while "alignbeam_running_requests 0.0" in server.client.get("/metrics").text:
+        while "alignbeam_running_requests 0.0" in server.metrics():
             time.sleep(0.005)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
