@@ -132,7 +132,11 @@ class JudgeProcess:
         self._closed = threading.Event()
         self.trial: Callable[[Judge], object] = lambda judge: None
         self._child = self._start()
-        self._child.load(start_s)
+        try:
+            self._child.load(start_s)
+        except BaseException:  # it heeds no signal but this, and would be waited for at the end
+            self._child.process.kill()
+            raise
         self.name = self._child.name
         self._ready = True
         self._watch(self._child)

@@ -299,6 +299,32 @@ def test_judge_process_that_cannot_load_says_why():
 
 
 @pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("beam.threshold=5", "would pass the threshold 5"),
+        ("server.audit_file=no-such-folder/log", "cannot open the audit log"),
+    ],
+)
+def test_serve_that_does_not_start_ends_and_its_judge_process_with_it(setting, words):
+    settings = ("--set", "server.judge_process=true", "--set", setting)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignbeam", "serve", *settings],
+        cwd=REPO, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert words in process.communicate(timeout=WAIT_S)[1]
+        assert process.returncode in (1, 2)
+        deadline = time.monotonic() + 30
+        with pytest.raises(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(process.pid, 0)  # somebody of its session is left
+                time.sleep(0.1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--host", "0.0.0.0"), "refusing to listen on 0.0.0.0 without an API key"),
