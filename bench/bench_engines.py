@@ -6,7 +6,8 @@ AlignBeam is measured twice: as it is, and asking for one step at a time (``step
 to ``results/engines.jsonl``, from where ``render_engines.py`` writes them into ``docs/scaling.md``.
 Each question is asked of all systems before the next one is, so that whatever else the
 machine does meets all of them. Once more no end token ends an answer: all have the length that was
-asked for.
+asked for. ``serve_engines.py`` starts engines of real models and says how this is called then:
+answers of that length only, kept in ``results/engines_real.jsonl``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -45,6 +46,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 class EngineRow:
     """One system at one concurrency; per answer, times in milliseconds and traffic in KiB.
 
+    ``models``: what the engines of target and anchor call theirs.
     ``full``: no end token ended an answer.
     ``target``, ``anchor`` and ``judge`` are what the engines are asked: HTTP requests and the bytes
     both ways; ``trips`` are the questions that were waited for one after another, the judge's
@@ -52,6 +54,7 @@ class EngineRow:
     ``cpu_ms`` what this process computed, which is all that a gateway is but its web server.
     """
 
+    models: str
     system: str
     concurrency: int
     answers: int
@@ -142,6 +145,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
     n = len(questions)
     return [
         EngineRow(
+            f"{beam.target.served} <- {beam.anchor.served}",  # type: ignore[union-attr]
             system,
             min(at_once, n),
             n,
@@ -164,21 +168,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for role in ("target", "anchor", "judge"):
         parser.add_argument(role, help="address of its engine")
-    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=16, help="where not 16 are asked at once")
+    parser.add_argument("--real", metavar="FOLDER", help="the judge's, with its guard.toml")
     given = parser.parse_args()
+    judge = JudgeConfig(url=given.judge, read_s=PATIENCE_S)
+    if given.real:
+        SYSTEMS.pop("step-by-step")  # real models take minutes for each system
+        judge = replace(judge, kind="guard", tokenizer=given.real)
     config = BeamConfig(max_new_tokens=128, wishes=0, on_unsafe="safest")
     beam = AlignBeam.from_pretrained(
         RoleConfig(url=given.target, read_s=PATIENCE_S),
         RoleConfig(url=given.anchor, read_s=PATIENCE_S),
-        JudgeConfig(url=given.judge, read_s=PATIENCE_S),
+        judge,
         config,
     )
     shipped = sample()
     asked = itertools.cycle(p.prompt for p in (*shipped.benign, *shipped.harmful))
     questions = list(itertools.islice(asked, max(given.questions, *AT_ONCE)))
     measure(beam, questions[:2], 2)  # whatever is compiled at first use
-    writer = rows.Writer(rows.RESULTS / "engines.jsonl")
-    for ends in (beam.target.end_ids, ()):
+    writer = rows.Writer(rows.RESULTS / ("engines_real.jsonl" if given.real else "engines.jsonl"))
+    for ends in ((),) if given.real else (beam.target.end_ids, ()):
         beam.target.end_ids = ends
         for at_once in AT_ONCE:
             for row in measure(beam, questions[: max(given.questions, at_once)], at_once):

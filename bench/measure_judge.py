@@ -181,14 +181,15 @@ def main() -> None:
     if (options.sample or options.attacks) and options.settings is None:
         parser.error("--sample and --attacks ask a judge: give --settings")
     found = [reply for run in options.runs for reply in replies(run)]
-    took = sum(seconds_a_verdict(run) for run in options.runs) / len(options.runs)
     attacks = {}
     if options.settings is not None:
         judge = load_judge_of(load_settings(options.settings, environ={}).judge)
-        if options.sample:
-            found, took = asked(options.judge, judge, sampled(found, options.sample))
-        if options.attacks:
-            attacks = attacked(judge, found, options.attacks)
+    if options.sample:
+        found, took = asked(options.judge, judge, sampled(found, options.sample))
+    else:
+        took = sum(seconds_a_verdict(run) for run in options.runs) / len(options.runs)
+    if options.attacks:
+        attacks = attacked(judge, found, options.attacks)
     row = measured(options.judge, options.runs, found, took, attacks)
     others = [r for r in rows.read(NAME) if r["judge"] != row.judge]
     path = rows.RESULTS / f"{NAME}.jsonl"

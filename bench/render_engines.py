@@ -18,9 +18,17 @@ _NAMES = {"target": "the target alone", "best-of-3": "best of 3",
           "step-by-step": "AlignBeam, a step at a time", "alignbeam": "AlignBeam"}  # fmt: skip
 
 
-def engines() -> str:
+#: What was served, by the file of its rows.
+_SERVED = {
+    "engines": "the embedded trio on three vLLM CPU servers (float32)",
+    "engines_real": "real models, {models}, on three vLLM CPU servers (float32), judged by the "
+    "adapter of SmolLM2-135M merged into its weights",
+}
+
+
+def engines(kept: str) -> str:
     """What an answer costs each engine, and how long it takes beside best of 3."""
-    found = rows.read("engines")
+    found = rows.read(kept)
     if not found:
         return ""
     base = {
@@ -48,13 +56,13 @@ def engines() -> str:
               "gateway CPU ms", "tokens", "trips", "target requests", "anchor", "judge",
               "target KiB", "anchor", "judge"]  # fmt: skip
     machine, first = found[0]["machine"], found[0]
+    served = _SERVED[kept].format(models=first.get("models"))
     return (
-        f"{markdown_table(header, lines)}\n\nConditions: the embedded trio on three vLLM CPU "
-        f"servers (float32), gateway and engines on one shared machine ({machine['cpu']}, "
-        f"{machine['cores']} cores): compare times with each other only. Blocks of "
-        "32 tokens, no spinning workers. "
+        f"{markdown_table(header, lines)}\n\nConditions: {served}; gateway and engines on one "
+        f"shared machine ({machine['cpu']}, {machine['cores']} cores): compare times with each "
+        "other only. Blocks of 32 tokens, no spinning workers. "
         f"{' or '.join(dict.fromkeys(str(row['answers']) for row in found))} questions a row, each "
-        f"asked of all four in turn; in full: {first['max_new_tokens']} tokens, whatever ends an "
+        f"asked of all in turn; in full: {first['max_new_tokens']} tokens, whatever ends an "
         f"answer otherwise. Commit {machine['commit']}."
     )
 
@@ -65,7 +73,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
     check = parser.parse_args().check
     old = PAGE.read_text(encoding="utf-8")
-    new = render_tables.fill(old, "engines", engines())
+    new = old
+    for kept in _SERVED:
+        new = render_tables.fill(new, kept, engines(kept))
     if check:
         sys.exit(f"{PAGE.name} is stale: run python bench/render_engines.py" if new != old else 0)
     PAGE.write_text(new, encoding="utf-8")

@@ -105,7 +105,8 @@ def judges() -> str:
     heads += [f"above 2.5: {group}, %" for group in ("compliance", *groups[1:])]
     first = found[0]
     commits = ", ".join(dict.fromkeys(row["machine"]["commit"] for row in found))
-    sampled = " The other rows: as many of each kind, drawn by a seed." if len(found) > 1 else ""
+    others = ", ".join(f"of {' and '.join(row['runs'])}" for row in found[1:])
+    sampled = f" The other rows: replies {others}, or as many of each kind." if others else ""
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
         f"The first row: every reply and candidate of the runs {' and '.join(first['runs'])}, "

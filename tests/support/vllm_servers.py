@@ -45,6 +45,7 @@ class VllmServer:
         log: Path,
         url: str | None = None,
         flags: Sequence[str] = (),
+        threads: int = 1,
     ) -> None:
         self._command = [
             *("nice", "-n", "5", python, "-m", "vllm.entrypoints.openai.api_server"),
@@ -56,14 +57,14 @@ class VllmServer:
             *("--host", "127.0.0.1"),
             *flags,
         ]
-        self._log = log
+        self._log, self._threads = log, threads
         self.url = url or f"http://127.0.0.1:{_free_port()}"
         self.start()
 
     def start(self) -> None:
         """Start the process; see ``wait``."""
         settings = {
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(self._threads),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else "uni" is not heeded
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
