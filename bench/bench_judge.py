@@ -119,12 +119,12 @@ def cost(candidates: Sequence[int]) -> list[Cost]:
             20.0,
         )
         medians = {name: quantile_of(t.cpu, 0.5) * 1e3 for name, t in times.items()}
-        prompt = judge._rows(request, texts[0])[0].ids
+        asked = [judge.questions(request, text) for text in texts]
         found.append(
             Cost(
                 k,
-                sum(len(judge._questions_about(request, text)) for text in texts),
-                len(prompt),
+                sum(len(pieces) for pieces in asked),
+                max(len(row.ids) for _, piece in asked[0] for row in piece),
                 medians["shared"],
                 medians["alone"],
                 max(abs(a - b) for a, b in zip(one, two, strict=True)),

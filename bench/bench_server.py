@@ -43,6 +43,8 @@ import rows
 
 KEY = "a-key-for-the-load-script"
 HOSTILE_KEY = "the-key-of-the-hostile-client"
+METRICS_KEY = "the-key-of-the-series"
+_METRICS = {"authorization": f"Bearer {METRICS_KEY}"}
 #: How many times its time alone a request may take beside a hostile client, at the 99th percentile.
 MAY_SLOW = 5.0
 MODEL = "alignbeam"
@@ -155,7 +157,7 @@ class Load:
 
     async def metrics(self) -> dict[str, float]:
         """Return the series that have no labels."""
-        page = (await self.http.get("/metrics")).text
+        page = (await self.http.get("/metrics", headers=_METRICS)).text
         lines = [line.split() for line in page.splitlines() if line[0] != "#" and "{" not in line]
         return {name: float(value) for name, value in lines}
 
@@ -178,6 +180,7 @@ async def server(threads: int, *options: str) -> AsyncIterator[Load]:
     environ = {
         **os.environ,
         "ALIGNBEAM_API_KEYS": f"{KEY},{HOSTILE_KEY}",
+        "ALIGNBEAM_METRICS_KEYS": METRICS_KEY,
         "OMP_NUM_THREADS": str(threads),
     }
     command = [sys.executable, "-m", "alignbeam", "serve", "--port", str(port), *options]

@@ -93,7 +93,7 @@ def measured(name: str, judge: ModelJudge, asked: Sequence[Asked], together: int
             wall.append((ended[0] - began[0]) / len(pairs))
             cpu.append((ended[1] - began[1]) / len(pairs))
             verdicts += len(pairs)
-            read = [row for p in pairs for _, rows_ in judge._questions_about(*p) for row in rows_]
+            read = [row for p in pairs for _, piece in judge.questions(*p) for row in piece]
             readings += len(read)
             tokens += sum(len(row.ids) for row in read)
     return Cost(

@@ -2,10 +2,10 @@
 
     python bench/measure_front.py RUN [RUN ...]
 
-Nothing is decoded or judged again. Thresholds are tried among the candidates of a guard, of
-AlignBeam and of ``least_steered`` (what the target says by itself up to one score, else a steered
-candidate up to another), and chosen twice: on the very prompts that they are counted on, which
-flatters all of them, and on random halves of these, counted on the other halves.
+Nothing is decoded or judged again (`choices.py`). Thresholds are tried among the candidates of a
+guard, of AlignBeam and of ``least_steered`` (what the target says by itself up to one score, else a
+steered candidate up to another), and chosen twice: on the very prompts that they are counted on,
+which flatters all of them, and on random halves of these, counted on the other halves.
 
 What each signal is worth by itself is its AUROC, harmful requests against benign ones; of all
 together a logistic regression's, on folds that it was not fitted to. Rows go to
@@ -19,38 +19,23 @@ import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import rows
-from measure_thresholds import GUARD, STEERED, answered, candidates_of
+from choices import GRID, Flags, Kept, kept, outcomes, refused, systems
 from numpy.typing import NDArray
 
 from alignbeam import BeamConfig
 from alignbeam.decoding.refusals import may_open_refusal
-from alignbeam.eval.refusal import classify_reply
-from alignbeam.eval.run.files import RunFiles
-from alignbeam.eval.run.records import Generation
 from alignbeam.eval.stats import auroc, auroc_interval
 
 NAME: Final = "front_real"
-GRID: Final = (*(1 + n / 4 for n in range(16)), 4.9, 4.95, 5.0)
 #: Most of the benign requests that may be refused, beside what is wanted.
 LIMITS: Final = (0.1, 0.2, 0.25, 0.3, 0.4)
 FOLDS, REPEATS, HALVINGS = 5, 20, 100
 Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a run keeps of one request: its label, and the answers of two methods."""
-
-    harmful: bool
-    own: Generation
-    steered: Generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,63 +65,15 @@ class Front:
     signals: dict[str, tuple[float, float, float]]  # AUROC and its 95 % interval
 
 
-def kept(run: Path) -> list[Kept]:
-    """The requests of a run that both methods answered."""
-    found: dict[tuple[str, str], dict[str, Generation]] = {}
-    for one in RunFiles(run).generations():
-        if one.method in (GUARD, STEERED) and one.label != "utility" and one.candidates:
-            found.setdefault((one.dataset, one.sample_id), {})[one.method] = one
-    both = [of for of in found.values() if len(of) == 2]
-    return [Kept(of[GUARD].label == "harmful", of[GUARD], of[STEERED]) for of in both]
-
-
-@cache
-def refused(text: str) -> bool:
-    return classify_reply(text) == "refused"
-
-
-_LEAST: Final = {"unsteered": True, "selection": "least_steered"}
-Answerer = Callable[[Kept], str]
-
-
-def guard(threshold: float) -> Answerer:
-    config = BeamConfig(threshold=threshold)
-    return lambda one: answered(candidates_of(one.own), config)
-
-
-def faithful(threshold: float) -> Answerer:
-    config = BeamConfig(threshold=threshold)
-    return lambda one: answered(candidates_of(one.steered), config)
-
-
-def least_steered(threshold: float, own: float) -> Answerer:
-    config = BeamConfig(threshold=threshold, unsteered_threshold=own, **_LEAST)
-    return lambda one: answered(
-        [*candidates_of(one.steered), *candidates_of(one.own, unsteered=True)], config
-    )
-
-
-def tried() -> dict[str, list[tuple[dict[str, float], Answerer]]]:
-    """Every method under every setting."""
-    pairs = [(t, o) for t, o in itertools.product(GRID, GRID) if o <= t]
-    return {
-        "guard": [({"threshold": t}, guard(t)) for t in GRID],
-        "faithful": [({"threshold": t}, faithful(t)) for t in GRID],
-        "least steered": [
-            ({"threshold": t, "unsteered_threshold": o}, least_steered(t, o)) for t, o in pairs
-        ],
-    }
-
-
-def best_within(outcomes: list[Flags], harmful: Flags, among: Flags, limit: float) -> int | None:
+def best_within(tried: list[Flags], harmful: Flags, among: Flags, limit: float) -> int | None:
     """Which setting refuses most harm, of those that refuse no more benign; by outcomes of each."""
-    shares = [(o[among & harmful].mean(), o[among & ~harmful].mean()) for o in outcomes]
+    shares = [(o[among & harmful].mean(), o[among & ~harmful].mean()) for o in tried]
     within = [i for i, (_, benign) in enumerate(shares) if benign <= limit]
     return max(within, key=lambda i: (shares[i][0], -shares[i][1]), default=None)
 
 
 def on_halves(
-    outcomes: dict[str, list[Flags]], harmful: Flags
+    tried: dict[str, list[Flags]], harmful: Flags
 ) -> list[tuple[float, str, float, float]]:
     """What settings that were chosen on one half come to on the other, on average."""
     rng = np.random.default_rng(0)
@@ -146,7 +83,7 @@ def on_halves(
         for label in (True, False):
             of_label = rng.permutation(np.flatnonzero(harmful == label))
             half[of_label[: len(of_label) // 2]] = True
-        for limit, (name, each) in itertools.product(LIMITS, outcomes.items()):
+        for limit, (name, each) in itertools.product(LIMITS, tried.items()):
             chosen = best_within(each, harmful, half, limit)
             if chosen is not None:
                 o = each[chosen]
@@ -208,17 +145,16 @@ def front(run: Path) -> Front:
     is_harmful = np.array([one.harmful for one in found])
     harmful = is_harmful.astype(np.float64)
     many, few = int(is_harmful.sum()), int((~is_harmful).sum())
-    methods = tried()
-    outcomes = {
-        name: [np.array([refused(answerer(one)) for one in found]) for _, answerer in of]
-        for name, of in methods.items()
+    methods = systems()
+    flags = {
+        name: [outcomes(found, answerer) for _, answerer in of] for name, of in methods.items()
     }
     alone = sum(refused(one.own.candidates[0].text) for one in found if not one.harmful)
-    plain = outcomes["faithful"][GRID.index(BeamConfig.threshold)]
+    plain = flags["faithful"][GRID.index(BeamConfig.threshold)]
     plain_harmful, plain_benign = int(plain[is_harmful].sum()), int(plain[~is_harmful].sum())
     limit = (alone + (plain_benign - alone) / 2) / few
     best = {}
-    for name, each in outcomes.items():
+    for name, each in flags.items():
         at = best_within(each, is_harmful, is_harmful | True, limit)
         if at is not None:
             refusals = int(each[at][is_harmful].sum()), int(each[at][~is_harmful].sum())
@@ -228,7 +164,7 @@ def front(run: Path) -> Front:
     values = {n: auroc(list(s[harmful == 1]), list(s[harmful == 0])) for n, s in told.items()}
     return Front(
         run.name, many, few, alone, plain_harmful, plain_benign, limit,
-        plain_harmful / many - 0.03, best, on_halves(outcomes, is_harmful),
+        plain_harmful / many - 0.03, best, on_halves(flags, is_harmful),
         {name: (value, *auroc_interval(value, many, few)) for name, value in values.items()},
     )  # fmt: skip
 

@@ -163,6 +163,9 @@ class ServerConfig(CheckedSettings):
     api_keys_file : str or None
         One key per line, optionally ``name: key``; ``sha256:<hex>`` in place of a key keeps it
         hashed, and a name may have several. ``ALIGNBEAM_API_KEYS`` (comma-separated) adds to them.
+    metrics_keys_file : str or None
+        Keys in the same form that open ``/metrics`` and nothing else; ``ALIGNBEAM_METRICS_KEYS``
+        adds to them. Without any, ``/metrics`` is closed wherever clients need a key.
     release : {"full", "chunked"}
         When streamed text leaves; see ``alignbeam.server.job.Release``.
     chunk_tokens : int
@@ -201,9 +204,11 @@ class ServerConfig(CheckedSettings):
         their verdicts are errors. A smaller ``[judge] timeout_s`` wins.
     canary_attacks : {"warn", "refuse", "off"}
         What happens at the start where a harmful canary passes the judge once there is around it
-        what an attacker may write: a warning in the log, no start, or it is not tried.
+        what an attacker may write: a warning in the log, no start (nor a start again, see
+        ``judge_process``), or it is not tried.
     judge_process : bool
-        Run the judge in a process of its own, which is started again when it dies.
+        Run the judge in a process of its own, which is started again when it dies, and asked the
+        canaries again before it judges.
     drain_s : float
         Seconds that requests in flight get after SIGTERM.
     audit_file : str or None
@@ -230,6 +235,7 @@ class ServerConfig(CheckedSettings):
     port: Annotated[int, Range(0, 65_535)] = 8000
     model_name: str = "alignbeam"
     api_keys_file: str | None = None
+    metrics_keys_file: str | None = None
     release: Literal["full", "chunked"] = "full"
     chunk_tokens: Count = 32
     frame_tokens: Count = 8

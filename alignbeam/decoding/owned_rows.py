@@ -11,7 +11,6 @@ import torch
 from alignbeam.decoding.clock import Clock, Part
 from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.remote import RemoteTokens
-from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole
 from alignbeam.engines.rows import RemoteRows
 from alignbeam.models.rows import Rows
@@ -43,14 +42,10 @@ class OwnedRows:
         self.role = role
         self._clock, self._part = clock, part
         self.owners: list[Any] = [owner for owner, _ in pairs]
-        self._rows: Rows | RemoteRows
-        ids = [ids for _, ids in pairs]
+        requests = [getattr(owner, "request", owner) for owner in self.owners]
+        salts = [getattr(request, "salt", "") for request in requests]
         with self._charged():
-            if isinstance(role, RemoteRole):
-                requests = [getattr(owner, "request", owner) for owner in self.owners]
-                self._rows = role.rows(ids, [getattr(r, "salt", "") for r in requests])
-            else:
-                self._rows = role.rows(ids)
+            self._rows: Rows | RemoteRows = role.rows([ids for _, ids in pairs], salts)
 
     def _charged(self) -> contextlib.AbstractContextManager[None]:
         return self._clock.part(self._part)

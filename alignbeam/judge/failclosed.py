@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from alignbeam.errors import ConfigError, JudgeDied
 from alignbeam.judge.protocol import Conversation, Judge, check_lengths
@@ -71,6 +72,12 @@ class FailClosed:
     def role(self) -> Any:
         """The model behind the judge; None where there is none (a callable)."""
         return getattr(self.judge, "role", None)
+
+    def around(self, judge: Judge) -> Self:
+        """Return the same guard around another judge."""
+        other = copy.copy(self)
+        other.judge, other.name, other._busy = judge, judge.name, threading.Lock()
+        return other
 
     def readings(self, conversation: Conversation, candidate: str | int) -> int:
         """Count the rows that a verdict reads; 1 where the judge cannot tell.

@@ -121,7 +121,7 @@ class ModelJudge(ABC):
         for conversation, candidate in zip(conversations, candidates, strict=True):
             try:
                 plan = None if read_all else self._unread(candidate)
-                pieces = [] if plan else self._questions_about(conversation, candidate)
+                pieces = [] if plan else self.questions(conversation, candidate)
             except AlignBeamError as error:
                 plan, pieces = error_verdict(self.name, "unreadable", str(error)), []
             if plan is not None:
@@ -198,10 +198,16 @@ class ModelJudge(ABC):
             self._scripts[script] = reads(ask, script)
         return self._scripts[script]
 
-    def _questions_about(
+    def questions(
         self, conversation: Conversation, candidate: str
     ) -> list[tuple[str, list[LabelRow]]]:
-        """Return the rows of each piece of each view, after the view's name."""
+        """Return what a verdict asks the model: the rows of each piece of each view, by its name.
+
+        Raises
+        ------
+        PromptError
+            See ``readings``.
+        """
         found: list[tuple[str, list[LabelRow]]] = []
         for view, turns, text in shown(self.views, conversation, candidate, self._reach):
             found += [(view, self._rows(turns, piece)) for piece in self._pieces(turns, text)]

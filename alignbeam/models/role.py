@@ -137,8 +137,11 @@ class Role(BareRole):
         """An id to fill masked places with; which one cannot matter."""
         return self.end_ids[0]
 
-    def rows(self, prompts: Sequence[Sequence[int]]) -> Rows:
-        """Prefill prompts into a new batch of rows."""
+    def rows(self, prompts: Sequence[Sequence[int]], salts: Sequence[str] = ()) -> Rows:
+        """Prefill prompts into a new batch of rows.
+
+        ``salts`` keep apart whose prefixes an engine holds; here each row's cache is its own.
+        """
         return Rows(self, prompts)
 
     def next_token_logits(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:

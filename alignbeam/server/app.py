@@ -18,9 +18,10 @@ from alignbeam.controller import AlignBeam
 from alignbeam.server import openapi, playground
 from alignbeam.server.audit import AuditLog
 from alignbeam.server.bodies import Record, parse_as
-from alignbeam.server.gate import Gate
+from alignbeam.server.canaries import check_judge
+from alignbeam.server.gate import METRICS, Gate
 from alignbeam.server.judge_process import JudgeProcess
-from alignbeam.server.keys import Keys
+from alignbeam.server.keys import METRICS_ENVIRONMENT, Keys
 from alignbeam.server.openai_replies import Kind, Shape
 from alignbeam.server.openai_requests import ChatRequest, CompletionRequest
 from alignbeam.server.plan import RequestPlan
@@ -42,7 +43,7 @@ class Server:
         Not to be used by anyone else as long as the application lives, which lowers its judge's
         ``timeout_s``.
     config : ServerConfig or None
-    keys : Keys or None
+    keys, metrics_keys : Keys or None
         Read as ``config`` says where None.
 
     Attributes
@@ -64,21 +65,30 @@ class Server:
         config: ServerConfig | None = None,
         *,
         keys: Keys | None = None,
+        metrics_keys: Keys | None = None,
     ) -> None:
         self.config = config = config or ServerConfig()
-        self.keys = keys if keys is not None else Keys(config.api_keys_file)
+        keys = keys if keys is not None else Keys(config.api_keys_file)
+        if metrics_keys is None:
+            metrics_keys = Keys(config.metrics_keys_file, variable=METRICS_ENVIRONMENT)
         own = beam.judge.timeout_s
         most = config.judge_timeout_s
         beam.judge.timeout_s = most if own is None else min(own, most)
         judge = beam.judge.judge
         self._process = judge if isinstance(judge, JudgeProcess) else None
+        if self._process is not None:
+            # Nobody waits for what would be warned of once more.
+            policy = config.canary_attacks if config.canary_attacks == "refuse" else "off"
+            self._process.trial = lambda child: check_judge(
+                beam.judge.around(child), beam.config.threshold, policy
+            )
         audit = None
         if config.audit_file is not None:
             audit = AuditLog(config.audit_file, config.audit_max_bytes, config.audit_keep)
         self.service = Service(beam, config, audit)
         self.draining = False
         self.app = self._make_app()
-        self.gated = Gate(self.app, self.keys, config)
+        self.gated = Gate(self.app, keys, metrics_keys, config)
 
     # Making it -----------------------------------------------------------------------------
 
@@ -109,7 +119,7 @@ class Server:
         route("/v1/models/{name}", self.model, **openapi.model())
         route("/health", self.health, **openapi.status("Whether it works"))
         route("/ready", self.ready, **openapi.status("Whether to send requests"))
-        route("/metrics", self.metrics, response_class=Response, **openapi.metrics())
+        route(METRICS, self.metrics, response_class=Response, **openapi.metrics())
         if self.config.playground:
             playground.add_routes(app, self.service, _read)
         described = openapi.document(app)

@@ -27,8 +27,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+#: Tells of all clients at once, so no client's key opens it.
+METRICS = "/metrics"
 #: What is answered on connections beyond the limit.
-PROBES = OPEN_PATHS | {"/metrics"}
+PROBES = OPEN_PATHS | {METRICS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 #: Characters of a path that the log keeps: whoever has no key must not fill the disk with it.
 _LOGGED_PATH = 200
@@ -45,11 +47,15 @@ class Gate:
     keys : Keys
         Empty only on loopback; then requests must name a loopback host, which keeps web pages
         that rebind their name from reaching the server through a browser.
+    metrics_keys : Keys
+        Open ``/metrics`` and nothing else. Where there are ``keys`` and none of these, nobody may
+        read it.
     config : ServerConfig
     """
 
-    def __init__(self, app: App, keys: Keys, config: ServerConfig) -> None:
-        self._app, self._keys, self._config = app, keys, config
+    def __init__(self, app: App, keys: Keys, metrics_keys: Keys, config: ServerConfig) -> None:
+        self._app, self._keys, self._metrics_keys = app, keys, metrics_keys
+        self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or answer it here."""
@@ -118,19 +124,22 @@ class Gate:
         if scope["path"] in OPEN_PATHS:
             return "anyone"
         self._check_origin(headers)
-        if not self._keys.required:
+        metrics = scope["path"] == METRICS
+        keys = self._metrics_keys if metrics else self._keys
+        if not (keys.required or self._keys.required):
             host = headers.get(b"host", b"").decode("latin-1")
             if _host_name(host) not in _LOOPBACK_HOSTS:
                 raise Problem(
                     403, "host_not_allowed", "Without an API key, ask by a loopback host."
                 )
             return "local"
-        name = self._keys.name_of(_presented(headers))
+        name = keys.name_of(_presented(headers))
         if name is None:
+            which = "key for the metrics, which is no client's" if metrics else "API key"
             raise Problem(
                 401,
                 "invalid_api_key",
-                "Missing or wrong API key. Send it as: Authorization: Bearer KEY",
+                f"Missing or wrong {which}. Send it as: Authorization: Bearer KEY",
                 # Basic alone: browsers do not ask for a password where Bearer stands beside it.
                 headers={"www-authenticate": 'Basic realm="alignbeam"'},
             )

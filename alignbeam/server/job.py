@@ -168,6 +168,24 @@ class Job:
         )
         return Timings(**parts, judge_ms=self.judge_ms, other_ms=max(0.0, other))
 
+    def let_out(self, text: str) -> None:
+        """Hand over what follows the text that has left, if anything does: it was judged."""
+        if text.startswith(self.released) and len(text) > len(self.released):
+            self.on_text(text[len(self.released) :])
+            self.released = text
+
+    def delivery(self, result: Result) -> Delivery:
+        """Return what is handed over, now that there is a result."""
+        now = time.monotonic()
+        started = self.started if self.started is not None else now
+        return Delivery(
+            result,
+            self.released,
+            (started - self.submitted) * 1e3,
+            (now - self.submitted) * 1e3,
+            self.failed_open,
+        )
+
     def settle(self, outcome: Delivery | BaseException) -> None:
         """Fulfil the future once; later outcomes are dropped."""
         if self.future.done():

@@ -19,6 +19,8 @@ _HASHED = re.compile(r"(?:(.*):\s+)?sha256\s*:\s*(.*)", re.IGNORECASE)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 _MIN_LENGTH = 16
 ENVIRONMENT = "ALIGNBEAM_API_KEYS"
+#: Of the keys that open ``/metrics`` and nothing else.
+METRICS_ENVIRONMENT = "ALIGNBEAM_METRICS_KEYS"
 
 
 class Keys:
@@ -32,7 +34,8 @@ class Keys:
         name is named after its hash. Read again when it changes, so that keys are rotated without
         a restart.
     environ : mapping or None
-        ``ALIGNBEAM_API_KEYS`` of it, comma-separated; ``os.environ`` where None.
+        Its ``variable``, comma-separated, adds to them; ``os.environ`` where None.
+    variable : str
 
     Raises
     ------
@@ -40,11 +43,16 @@ class Keys:
         A file that cannot be read, a key that is too short to be one, or a hash that is none.
     """
 
-    def __init__(self, path: str | None = None, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        variable: str = ENVIRONMENT,
+    ) -> None:
         self._path = None if path is None else Path(path)
-        given = (os.environ if environ is None else environ).get(ENVIRONMENT, "")
+        given = (os.environ if environ is None else environ).get(variable, "")
         lines = [part for part in given.split(",") if part.strip()]
-        self._fixed = _parse(lines, ENVIRONMENT)
+        self._fixed = _parse(lines, variable)
         self._stamp: tuple[int, ...] | None = None
         self._from_file: list[tuple[str, bytes]] = []
         self._read_file()

@@ -55,7 +55,7 @@ class Metrics:
         self.judge_errors = counter("judge_errors", "Verdicts that were errors, counted as 5.")
         self.recoveries = counter("recoveries", "Failed steps tried again by halves.", ["reason"])
         self.cancelled = counter("cancelled", "Requests whose client went away.")
-        # Every client may read the series: which attacks they are stands in the log alone.
+        # Whoever collects the series need not know which attacks they are; that is in the log.
         self.attacks_lost = Gauge(
             "alignbeam_judge_attacks_lost",
             "Attacks with which a harmful canary passed the judge at the start.",

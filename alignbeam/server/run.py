@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ from alignbeam.judge import FailClosed, Judge
 from alignbeam.server.app import Server
 from alignbeam.server.connections import limited
 from alignbeam.server.judge_process import JudgeProcess
-from alignbeam.server.keys import ENVIRONMENT, Keys
+from alignbeam.server.keys import ENVIRONMENT, METRICS_ENVIRONMENT, Keys
 from alignbeam.server.logs import configure_logs
 
 _log = logging.getLogger(__name__)
@@ -91,24 +92,26 @@ def serve(settings: Settings) -> None:
     configure_logs()
     config = settings.server
     keys = Keys(config.api_keys_file)
+    metrics_keys = Keys(config.metrics_keys_file, variable=METRICS_ENVIRONMENT)
     check_exposure(config, keys)
     if config.fail_open:
         _banner("FAIL-OPEN: answers leave even when no judge could check them")
     if config.shadow:
         _banner("SHADOW MODE: the target answers unprotected; verdicts are only logged")
-    judge: Judge | None = None
-    if config.judge_process and settings.judge.url is None:  # an engine is a process already
-        own = settings.judge.timeout_s
-        seconds = config.judge_timeout_s if own is None else min(own, config.judge_timeout_s)
-        judge = FailClosed(JudgeProcess(settings.judge, seconds), seconds)
-    source = settings.judge if judge is None else judge
-    models = settings.target, settings.anchor, source
-    beam = AlignBeam.from_pretrained(
-        *models, settings.beam, gate=settings.gate, probe=settings.judge.probe
-    )
-    server = Server(beam, config, keys=keys)
-    runner = _Uvicorn(web_config(server), server)
-    runner.run()
+    with contextlib.ExitStack() as held:
+        judge: Judge | None = None
+        if config.judge_process and settings.judge.url is None:  # an engine is a process already
+            own = settings.judge.timeout_s
+            seconds = config.judge_timeout_s if own is None else min(own, config.judge_timeout_s)
+            process = held.enter_context(contextlib.closing(JudgeProcess(settings.judge, seconds)))
+            judge = FailClosed(process, seconds)
+        models = settings.target, settings.anchor, settings.judge if judge is None else judge
+        beam = AlignBeam.from_pretrained(
+            *models, settings.beam, gate=settings.gate, probe=settings.judge.probe
+        )
+        server = Server(beam, config, keys=keys, metrics_keys=metrics_keys)
+        runner = _Uvicorn(web_config(server), server)
+        runner.run()
     _log.info("stopped")
     # All is closed, and what is left (the interpreter taking the models apart) takes seconds on a
     # busy machine. A server that did not even start has said why.

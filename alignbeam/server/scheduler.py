@@ -1,7 +1,8 @@
 """Many requests, one engine: who joins between two steps, who leaves, who is judged.
 
 One thread decodes, another asks the judge, so that a slow judge holds up no decoding. What is here
-is admission, fairness between clients, and when text may leave; the engine decodes.
+is when a job begins, goes before the judge, and when its text may leave; ``admission`` says who is
+next, the engine decodes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -23,10 +24,11 @@ from alignbeam.engines.scope import tenant_salt
 from alignbeam.errors import AlignBeamError, Cancelled
 from alignbeam.judge.early import survivors
 from alignbeam.models.conversation import Prompt
+from alignbeam.server.admission import Admission
 from alignbeam.server.choice import choose
-from alignbeam.server.job import REQUEST, Delivery, Job, Release, Ticket
+from alignbeam.server.job import REQUEST, Job, Release, Ticket
 from alignbeam.server.judging import JudgeDesk, ServerWatcher
-from alignbeam.server.problems import Draining, Overloaded, TooLarge
+from alignbeam.server.problems import Draining
 from alignbeam.server.queue import FairQueue
 
 _log = logging.getLogger(__name__)
@@ -66,14 +68,12 @@ class Scheduler:
         watcher: ServerWatcher | None = None,
     ) -> None:
         self._beam = beam
-        self._max_cells = self._limit = max_batch_cells
         self._chunk_tokens = chunk_tokens
         self._fail_open = fail_open
         self._watcher = watcher
         self._clock = Clock([beam.target.device, beam.anchor.device])
         # One lock for the queue, the judge's trays and the flags; never held while a model runs.
         self._wake = threading.Condition()
-        self._share = client_share
         self._queue = FairQueue(max_queued, max_queued_cells, client_share)
         self._desk = JudgeDesk(beam.judge, self._wake, watcher)
         self._stopped = False
@@ -88,6 +88,13 @@ class Scheduler:
         )
         self._active: dict[Request, Job] = {}
         self._admitted: list[Job] = []  # of these, what the engine does not have yet
+        self._admission = Admission(
+            self._queue,
+            max_cells=max_batch_cells,
+            share=client_share,
+            running=self._active.values(),
+            backlog=self._desk.backlog,
+        )
         works = (self._decode, "alignbeam decode"), (self._desk.work, "alignbeam judge")
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
@@ -156,10 +163,8 @@ class Scheduler:
 
         Raises
         ------
-        TooLarge
-            One of them could never run here.
-        Overloaded
-            The queue has no room for them.
+        TooLarge, Overloaded
+            See ``Admission.put``.
         Draining
             The scheduler is being stopped.
         """
@@ -169,22 +174,10 @@ class Scheduler:
             Job(request, client, release, partial(on_text, index), Future(), self._chunk_tokens)
             for index, request in enumerate(requests)
         ]
-        for job in jobs:
-            most = int(self._share * self._max_cells)
-            if job.cost > most:
-                raise TooLarge(
-                    f"{job.length} tokens times {job.rows} beams exceed the {most} this "
-                    "server runs at once; ask for fewer tokens or fewer beams"
-                )
         with self._wake:
             if self._stopped:
                 raise Draining("the server is about to stop")
-            if not self._queue.has_room(jobs):
-                raise Overloaded(
-                    f"{len(self._queue)} requests are waiting already; try again later"
-                )
-            for job in jobs:
-                self._queue.put(job)
+            self._admission.put(jobs)
             self._wake.notify_all()
         return [Ticket(job, self._nudge) for job in jobs]
 
@@ -266,22 +259,7 @@ class Scheduler:
 
     def _next(self) -> Job | None:
         """Return the job that is to join the batch now; the lock is held."""
-        if self._engine.recovering:
-            return None
-        job = self._queue.head(self._within_share)
-        return job if job is not None and self._fits(job, self._active.values(), 1.0) else None
-
-    def _within_share(self, job: Job) -> bool:
-        """Whether a job's client may have more in the batch, and then before the judge."""
-        own = [other for other in self._active.values() if other.client == job.client]
-        backlog = self._desk.backlog(job.client)
-        return backlog < self._share * self._max_cells and self._fits(job, own, self._share)
-
-    def _fits(self, job: Job, others: Collection[Job], share: float) -> bool:
-        """Whether a share of the batch has room for a job beside others; one always fits alone."""
-        rows = job.rows + sum(other.rows for other in others)
-        longest = max(other.length for other in (job, *self._active.values()))
-        return not others or rows * longest <= share * self._limit
+        return None if self._engine.recovering else self._admission.next()
 
     def _admit(self) -> list[Job]:
         """Take from the queue what the batch has room for; the lock is held."""
@@ -325,7 +303,7 @@ class Scheduler:
     def _on_failure(self, error: Exception, count: int) -> None:
         memory = out_of_memory(error)
         if memory:
-            self._limit = max(1, self._limit // 2)
+            self._admission.shrink()
         if count > 1 and self._watcher is not None:
             self._watcher.on_recovery("out_of_memory" if memory else "decoding_failed")
 
@@ -395,10 +373,7 @@ class Scheduler:
             return
         if job.chosen is None:
             job.keep_only(chosen)
-        text = candidates[chosen].text
-        if text.startswith(job.released) and len(text) > len(job.released):
-            job.on_text(text[len(job.released) :])
-            job.released = text
+        job.let_out(candidates[chosen].text)
 
     def _deliver(self, job: Job) -> None:
         """Choose, and hand the answer over."""
@@ -409,14 +384,5 @@ class Scheduler:
             job.settle(error)
             return
         result = assemble(job.request, candidates, selection, timings)
-        self._limit = min(self._max_cells, self._limit + self._max_cells // 20)
-        now = time.monotonic()
-        started = job.started if job.started is not None else now
-        answer = Delivery(
-            result,
-            job.released,
-            (started - job.submitted) * 1e3,
-            (now - job.submitted) * 1e3,
-            job.failed_open,
-        )
-        job.settle(answer)
+        self._admission.grow()
+        job.settle(job.delivery(result))

@@ -20,7 +20,7 @@ from alignbeam.engines.role import RemoteRole
 from alignbeam.errors import AlignBeamError, Cancelled, EngineFault, JudgeUnavailable
 from alignbeam.result import plain
 from alignbeam.server.audit import AuditLog, Quota, candidates_of, cut, hashed, text_hash
-from alignbeam.server.canaries import attack_canaries, check_canaries
+from alignbeam.server.canaries import check_judge
 from alignbeam.server.job import Delivery, Release, Ticket
 from alignbeam.server.metrics import Metrics
 from alignbeam.server.plan import Messages, Planner, RequestPlan
@@ -59,8 +59,7 @@ class Service:
     def __init__(
         self, beam: AlignBeam, config: ServerConfig, audit: AuditLog | None = None
     ) -> None:
-        check_canaries(beam.judge, beam.config.threshold)
-        attacked = attack_canaries(beam.judge, beam.config.threshold, config.canary_attacks)
+        attacked = check_judge(beam.judge, beam.config.threshold, config.canary_attacks)
         self.beam, self.config, self.metrics = beam, config, Metrics()
         self.metrics.on_attacked(attacked)
         self.plan = Planner(beam.config, config)

@@ -14,6 +14,8 @@ import pytest
 REPO = Path(__file__).parents[2]
 PACKAGE = REPO / "alignbeam"
 PAGE = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+#: Lines of a file of the package or of csrc/: beyond that it holds more than one idea.
+MOST_LINES = 400
 #: Entry points and the generated extension belong to no storey.
 NO_ROOM = {"__init__", "__main__", "_C"}
 
@@ -129,6 +131,15 @@ def test_no_torch_header_in_native_sources():
         includes = re.findall(r"#include\s*[<\"]([^>\"]+)", path.read_text(encoding="utf-8"))
         assert not [name for name in includes if name.split("/")[0] in {"torch", "ATen", "c10"}]
         assert path.name == "bindings.cpp" or not [n for n in includes if "pybind11" in n]
+
+
+def test_no_file_is_long():
+    long = {
+        str(path.relative_to(REPO)): count
+        for path in (*SOURCES, *(REPO / "csrc").iterdir())
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
+    }
+    assert not long
 
 
 def test_import_of_the_package_is_cheap():

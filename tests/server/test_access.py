@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 
 import pytest
-from serving import KEY, chat, judge_of, serving, unnamed
+from serving import KEY, METRICS_KEY, OTHER, Running, chat, judge_of, serving, unnamed
 from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
@@ -84,8 +85,6 @@ def test_another_web_page_may_not_ask(running):
 def test_without_keys_only_loopback_names_are_answered(pair):
     trio = AlignBeam(*pair, judge_of(), BeamConfig(max_new_tokens=8))
     server = Server(trio, ServerConfig(), keys=Keys(environ={}))
-    from serving import Running
-
     running = Running(server)
     try:
         with running.client(None) as client:
@@ -242,3 +241,93 @@ def test_two_keys_of_one_name_both_open(tmp_path):
 
 def test_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     assert keys_of(tmp_path, f"\ufeff{KEY}").name_of(KEY) == unnamed(KEY)
+
+
+def every_byte(running, key, path, method="GET", host="localhost"):
+    """What a server sends to one request until it closes the connection, head and body."""
+    head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n"
+    head += f"authorization: Bearer {key}\r\ncontent-length: 0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as raw:
+        raw.sendall(head.encode())
+        return b"".join(iter(lambda: raw.recv(65_536), b""))
+
+
+#: Ways to ask for the metrics that a proxy, or a parser, may take for them.
+SPELLINGS = [
+    *(
+        "/metrics",
+        "/metrics?a=b",
+        "/metrics/",
+        "//metrics",
+        "/%6detrics",
+        "/METRICS",
+        "/metrics%00",
+    ),
+    *("/v1/../metrics", "/./metrics", "http://localhost/metrics", "/metrics;a", "/metrics#a"),
+]
+
+
+def test_no_byte_of_the_metrics_leaves_for_a_clients_key(running):
+    told = running.metrics()
+    names = {line.split()[2] for line in told.splitlines() if line.startswith("# HELP")}
+    assert len(names) > 20
+    for key in (KEY, OTHER, "", "no-key-of-anybodys"):
+        for path in SPELLINGS:
+            for method in ("GET", "HEAD", "POST", "OPTIONS"):
+                said = every_byte(running, key, path, method)
+                assert said.startswith((b"HTTP/1.1 401", b"HTTP/1.1 404", b"HTTP/1.1 400")), path
+                assert not [name for name in names if name.encode() in said]
+    with running.client() as client:  # nor by a header that somebody else may go by
+        for header in ("x-original-url", "x-rewrite-url", "x-forwarded-path"):
+            said = client.get("/v1/models", headers={header: "/metrics"})
+            assert "alignbeam_" not in said.text
+
+
+def test_metrics_key_opens_the_metrics_and_nothing_else(running):
+    with running.client(METRICS_KEY) as client:
+        assert "alignbeam_requests_total" in client.get("/metrics").text
+        for route in running.server.app.routes:
+            path = route.path.replace("{name}", "alignbeam")
+            if path in ("/health", "/ready", "/metrics"):
+                continue
+            for method in route.methods:
+                assert client.request(method, path).status_code == 401, path
+        said = client.post("/v1/chat/completions", json=chat(stream=True))
+        assert (said.status_code, set(said.json())) == (401, {"error"})
+
+
+def test_metrics_are_closed_where_clients_need_a_key_and_no_scraper_has_one(pair, tmp_path):
+    trio = AlignBeam(*pair, judge_of(), BeamConfig(max_new_tokens=8))
+    clients, path = Keys(environ={"ALIGNBEAM_API_KEYS": KEY}), tmp_path / "metrics-keys"
+    none = Keys(environ={}, variable="ALIGNBEAM_METRICS_KEYS")
+    path.write_text("")
+    of_file = Keys(str(path), environ={})
+    for scrapers in (none, of_file):
+        path.write_text("")
+        running = Running(Server(trio, ServerConfig(), keys=clients, metrics_keys=scrapers))
+        try:
+            for key in (KEY, METRICS_KEY, ""):
+                assert every_byte(running, key, "/metrics").startswith(b"HTTP/1.1 401")
+            path.write_text(f"prometheus: {METRICS_KEY}\n")  # read without a restart
+            said = every_byte(running, METRICS_KEY, "/metrics")
+            assert said.startswith(b"HTTP/1.1 200") is (scrapers is of_file)
+        finally:
+            running.close()
+
+
+def test_metrics_without_any_key_are_read_by_loopback_names_only(pair):
+    trio = AlignBeam(*pair, judge_of(), BeamConfig(max_new_tokens=8))
+    nobody = Keys(environ={})
+    only = Keys(environ={"ALIGNBEAM_METRICS_KEYS": METRICS_KEY}, variable="ALIGNBEAM_METRICS_KEYS")
+    for scrapers, without in ((nobody, b"200"), (only, b"401")):
+        server = Server(trio, ServerConfig(), keys=nobody, metrics_keys=scrapers)
+        running = Running(server)
+        try:
+            assert every_byte(running, "", "/metrics").split()[1] == without
+            rebound = every_byte(running, "", "/metrics", host="evil.example")
+            assert rebound.split()[1] in (b"401", b"403")
+            assert b"alignbeam_" not in rebound
+            assert every_byte(running, METRICS_KEY, "/metrics").split()[1] == b"200"
+            assert every_byte(running, "", "/v1/models").split()[1] == b"200"
+        finally:
+            running.close()

@@ -325,7 +325,7 @@ def test_prompt_that_the_judge_could_never_read_is_refused_before_it_is_decoded(
         said = client.post("/v1/chat/completions", json=chat(prompt, max_tokens=8))
         assert problem(said) == (400, "prompt_too_long", "messages")
         assert "judge" in said.json()["error"]["message"]
-        assert "alignbeam_decode_steps_total 0.0" in client.get("/metrics").text
+        assert "alignbeam_decode_steps_total 0.0" in running.metrics()
         short = client.post("/v1/chat/completions", json=chat("What is 2 plus 3?", max_tokens=8))
         assert short.status_code == 200
 
@@ -341,6 +341,6 @@ def test_request_that_is_too_much_to_judge_is_refused_before_it_is_decoded(trio,
             said = client.post("/v1/chat/completions", json=chat(prompt, max_tokens=most))
             assert problem(said) == (400, "prompt_too_long", "messages")
             assert "12 times at most" in said.json()["error"]["message"]
-        assert "alignbeam_decode_steps_total 0.0" in client.get("/metrics").text
+        assert "alignbeam_decode_steps_total 0.0" in running.metrics()
         short = client.post("/v1/chat/completions", json=chat("What is 2 plus 3?", max_tokens=8))
         assert short.status_code == 200

@@ -8,7 +8,7 @@ import socket
 import threading
 
 import pytest
-from serving import KEY, chat, judge_of, serving
+from serving import KEY, METRICS_KEY, chat, judge_of, serving
 from tiny_models import random_pair
 
 from alignbeam.server.connections import SPARE, Crowd, _address_of
@@ -28,7 +28,8 @@ def connect(running, source="127.0.0.1"):
 def send(raw, path="/v1/models", body=None):
     data = b"" if body is None else json.dumps(body).encode()
     head = f"{'POST' if data else 'GET'} {path} HTTP/1.1\r\nhost: a\r\n"
-    head += f"authorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+    key = METRICS_KEY if path == "/metrics" else KEY
+    head += f"authorization: Bearer {key}\r\ncontent-type: application/json\r\n"
     raw.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
 
 

@@ -157,9 +157,9 @@ def test_attacks_that_the_judge_does_not_survive_are_told_to_the_operator_only(
 ):
     with serving(pair, fooled) as running, running.client() as client:
         assert f"harmful canaries pass it with {', '.join(LOST)}:" in caplog.text
-        series = client.get("/metrics").text
+        series = running.metrics()
         assert "alignbeam_judge_attacks_lost 3.0" in series
-        assert not any(attack in series for attack in LOST)  # for every client may read them
+        assert not any(attack in series for attack in LOST)
         assert client.get("/ready").json() == client.get("/health").json()
         assert client.get("/ready").json() == {"status": "ok", "reasons": []}
 
@@ -173,8 +173,8 @@ def test_attacks_refuse_a_judge_where_the_operator_says_so(pair, fooled, monkeyp
     ):
         pass
     caplog.clear()
-    with serving(pair, fooled, canary_attacks="off") as running, running.client() as client:
-        assert "alignbeam_judge_attacks_lost 0.0" in client.get("/metrics").text
+    with serving(pair, fooled, canary_attacks="off") as running:
+        assert "alignbeam_judge_attacks_lost 0.0" in running.metrics()
     monkeypatch.setattr(canaries, "ATTACK_S", -1.0)
     with (
         pytest.raises(CanaryFailed, match="no time was left to try it with a sentence before"),

@@ -87,7 +87,7 @@ class Watched:
         log = self._log.getvalue()
         self._log.seek(0)
         self._log.truncate()
-        return audit.decode() + log + self.client.get("/metrics").text
+        return audit.decode() + log + self.running.metrics()
 
     def settle(self):
         """Wait for what goes on in the background."""

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from serving import KEY, OTHER, chat, judge_of, serving, unnamed
+from serving import KEY, METRICS_KEY, OTHER, chat, judge_of, serving, unnamed
 from tiny_models import random_pair
 
 from alignbeam import BeamConfig
@@ -35,7 +35,7 @@ def test_metrics_count_what_happened(pair):
         for prompt in ("Hello!", "a b c"):
             assert client.post("/v1/chat/completions", json=chat(prompt)).status_code == 200
         client.post("/v1/chat/completions", json=chat(n=0))
-        page = client.get("/metrics")
+        page = client.get("/metrics", headers={"authorization": f"Bearer {METRICS_KEY}"})
     assert page.headers["content-type"].startswith("text/plain")
     series = dict(
         line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#")
@@ -54,14 +54,14 @@ def test_metrics_count_what_happened(pair):
 
 
 def test_metrics_do_not_tell_a_withheld_answers_score(pair):
-    """Every client may read them, so their sums must be no finer than their buckets."""
+    """Whoever reads them is no judge's confidant: sums are no finer than the buckets."""
     judge = judge_of(lambda request, text: 3.0 + len(request) / 1000)
     sums = set()
     with serving(pair, judge) as running, running.client() as client:
         for asked in ("a", "a" * 20, "a" * 40):
             said = client.post("/v1/chat/completions", json=chat(asked)).json()
             assert said["choices"][0]["finish_reason"] == "content_filter"
-            page = client.get("/metrics").text
+            page = running.metrics()
             sums.add(float(page.split("alignbeam_verdict_score_sum ")[1].split()[0]))
     assert sums == {7.0, 14.0, 21.0}
 
@@ -195,7 +195,7 @@ def test_shadow_mode_answers_with_the_target_and_counts_the_verdict(pair, tmp_pa
             while path.read_text().count("\n") < 4:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            page = client.get("/metrics").text
+            page = running.metrics()
             assert 'alignbeam_shadow_total{verdict="would_answer"} 1.0' in page
             assert 'alignbeam_shadow_total{verdict="would_block"} 1.0' in page
             assert client.get("/health").json()["status"] == "degraded"
@@ -290,7 +290,7 @@ def test_playground_is_on_record_and_counted(pair, tmp_path):
         asked = {"prompt": "Hello!", "max_tokens": 12}
         said = client.post("/playground", json=asked, headers={"x-request-id": "p1"}).json()
         client.post("/playground", json={**asked, "alpha": 0})
-        page = client.get("/metrics").text
+        page = running.metrics()
     bare, full = lines_of(path)
     assert (bare["kind"], full["kind"]) == ("target alone", "answer")
     for record, text in ((bare, said["target"]), (full, said["text"])):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from serving import KEY, chat
+from serving import KEY, METRICS_KEY, chat
 
 from alignbeam.config import JudgeConfig
 from alignbeam.errors import JudgeDied, ModelLoadError, PromptError
@@ -37,6 +37,7 @@ class Process:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         environ = {**os.environ, "ALIGNBEAM_API_KEYS": KEY, "OMP_NUM_THREADS": "1"}
+        environ["ALIGNBEAM_METRICS_KEYS"] = METRICS_KEY
         self.process = subprocess.Popen(
             [sys.executable, "-m", "alignbeam", "serve", "--port", str(self.port), *options],
             cwd=REPO, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -59,6 +60,9 @@ class Process:
     def ask(self, prompt="What is 2 plus 3?", **fields):
         body = chat(prompt, **{"max_tokens": 24, **fields})
         return self.client.post("/v1/chat/completions", json=body)
+
+    def metrics(self):
+        return self.client.get("/metrics", headers={"authorization": f"Bearer {METRICS_KEY}"}).text
 
     def end(self, sig=signal.SIGTERM, timeout_s=WAIT_S):
         self.process.send_signal(sig)
@@ -90,7 +94,7 @@ def test_serve_ends_at_once_on_sigterm_when_idle(start):
 
 
 def total(server, *names):
-    page = server.client.get("/metrics").text
+    page = server.metrics()
     return sum(float(line.split()[1]) for line in page.splitlines() if line.startswith(names))
 
 
@@ -124,7 +128,7 @@ def test_serve_ends_at_once_on_a_second_signal(start):
     server = start()
     with ThreadPoolExecutor(4) as pool:
         flying = [pool.submit(server.ask, max_tokens=100, n=4) for _ in range(4)]
-        while "alignbeam_running_requests 0.0" in server.client.get("/metrics").text:
+        while "alignbeam_running_requests 0.0" in server.metrics():
             time.sleep(0.005)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
@@ -214,7 +218,7 @@ def test_judge_process_judges_as_the_judge_itself(trio):
         for of in (texts[0], 300):
             assert judge.readings(long, of) == trio.judge.readings(long, of) > 4
         os.kill(judge.pid, signal.SIGKILL)
-        judge._child.join(WAIT_S)
+        judge._child.process.join(WAIT_S)
         back = judge.score(conversations, texts)  # by the next one
         assert [v.score for v in back] == pytest.approx([v.score for v in here], abs=1e-4)
     finally:
@@ -241,7 +245,7 @@ def test_verdict_of_the_judge_process_never_counts_for_another_batch():
     try:
         asked = [[{"role": "user", "content": "What is 2 plus 3?"}]]
         safe, harmful = ["2 plus 3 is 5."], ["Sure, here is what you asked for. First, set it up."]
-        judge._pipe = Twice(judge._pipe)
+        judge._child.pipe = Twice(judge._child.pipe)
         assert judge.score(asked, safe)[0].score < 2
         # The answer that nobody took is the next one in the pipe.
         with pytest.raises(JudgeDied, match="another batch"):
@@ -292,6 +296,39 @@ def test_judge_process_that_is_closed_while_it_loads_starts_no_more(monkeypatch)
 def test_judge_process_that_cannot_load_says_why():
     with pytest.raises(ModelLoadError, match="does not exist"):
         JudgeProcess(JudgeConfig(model="./no-such-folder"), timeout_s=5)
+
+
+def somebody_of(session):
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("beam.threshold=5", "would pass the threshold 5"),
+        ("server.audit_file=no-such-folder/log", "cannot open the audit log"),
+    ],
+)
+def test_serve_that_does_not_start_ends_and_its_judge_process_with_it(setting, words):
+    settings = ("--set", "server.judge_process=true", "--set", setting)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignbeam", "serve", *settings],
+        cwd=REPO, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert words in process.communicate(timeout=WAIT_S)[1]
+        assert process.returncode in (1, 2)
+        deadline = time.monotonic() + 30
+        while somebody_of(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import KEY, serving
+from serving import KEY, METRICS_KEY, serving
 from tiny_models import random_pair
 
 from alignbeam import BeamConfig
-from alignbeam.server.gate import OPEN_PATHS
+from alignbeam.server.gate import METRICS, OPEN_PATHS
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 from schemathesis.specs.openapi.checks import positive_data_acceptance  # noqa: E402
@@ -50,14 +50,15 @@ TRIED = [(*operation, "positive") for operation in OPERATIONS] + [
 def test_operation_keeps_its_schema_on_generated_requests(api, method, path, mode):
     """NUL bytes are generated; 5xx, unknown statuses, wrong bodies and ignored keys are found."""
     mode = schemathesis.GenerationMode(mode)
+    headers = {"authorization": f"Bearer {METRICS_KEY}"} if path == METRICS else HEADERS
     cases = api[path][method].as_strategy(generation_mode=mode)
 
     @given(case=cases)
     def check(case):
-        response = case.call(headers=HEADERS)
+        response = case.call(headers=headers)
         # A body may fit its schema and still be refused: an unknown model, an operator's limit.
         case.validate_response(
-            response, headers=HEADERS, excluded_checks=[positive_data_acceptance]
+            response, headers=headers, excluded_checks=[positive_data_acceptance]
         )
         assert response.status_code < 500
 

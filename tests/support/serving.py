@@ -18,10 +18,11 @@ from alignbeam.doctor.survival import ATTACKS
 from alignbeam.judge import CallableJudge, Judge
 from alignbeam.server.app import Server
 from alignbeam.server.canaries import INJECTED
-from alignbeam.server.keys import Keys
+from alignbeam.server.keys import METRICS_ENVIRONMENT, Keys
 from alignbeam.server.run import web_config
 
 KEY = "a-key-that-is-long-enough"
+METRICS_KEY = "a-key-of-whoever-scrapes"
 #: Of a second client; both have no name of their own: see ``unnamed``.
 OTHER = "another-key-that-is-long-enough"
 _HARMFUL = {
@@ -69,6 +70,13 @@ class Running:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         return httpx2.Client(base_url=self.url, headers=headers, timeout=120, **settings)
 
+    def metrics(self) -> str:
+        """The series, with the key that opens them."""
+        with self.client(METRICS_KEY) as client:
+            said = client.get("/metrics")
+        assert said.status_code == 200
+        return said.text
+
     def close(self) -> None:
         self._uvicorn.should_exit = True
         self._thread.join(30)
@@ -86,7 +94,9 @@ def serving(
     config = beam or BeamConfig(mix_steps=4, beams=2, max_new_tokens=16)
     trio = AlignBeam(*pair, judge or judge_of(), config, gate=gate)
     keys = Keys(environ={"ALIGNBEAM_API_KEYS": f"{KEY},{OTHER}"})
-    running = Running(Server(trio, ServerConfig(**settings), keys=keys))
+    scrapers = Keys(environ={METRICS_ENVIRONMENT: METRICS_KEY}, variable=METRICS_ENVIRONMENT)
+    server = Server(trio, ServerConfig(**settings), keys=keys, metrics_keys=scrapers)
+    running = Running(server)
     try:
         yield running
     finally:
