@@ -656,7 +656,7 @@ def tuned() -> str:
 
 def probe() -> str:
     """What a probe of requests gives back on prompts that chose nothing: ``measure_probe.py``."""
-    found = [*rows.read("probe_real"), *rows.read("probe_trio")]
+    found = [row for kept in ("real", "specialist", "trio") for row in rows.read(f"probe_{kept}")]
     counted = [row for row in found if "system" in row]
     if not counted:
         return ""
@@ -696,14 +696,14 @@ def probe() -> str:
         for row in found
         if "auroc" in row
     )
+    commits = ", ".join(dict.fromkeys(row["machine"]["commit"] for row in counted))
     return (
         f"{markdown_table(heads, lines)}\n\n"
         "Thresholds (`threshold`, `unsteered_threshold`) were chosen on other prompts of the same "
-        "sets. As wanted: at most 3 points of the faithful mode's refusals of harmful requests "
+        "sets; the specialist's on the first target's runs. As wanted: at most 3 points of the faithful mode's refusals of harmful requests "
         "lost, at most half of the refusals of benign ones that it adds to the target's. Percent "
         "with 95 % intervals; p against the faithful defaults, McNemar's exact test. AUROC of the "
-        f"probe, harmful against benign requests: {told}. Commit "
-        f"{counted[0]['machine']['commit']}."
+        f"probe, harmful against benign requests: {told}. Commits {commits}."
     )
 
 
