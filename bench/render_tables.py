@@ -700,7 +700,8 @@ def probe() -> str:
     return (
         f"{markdown_table(heads, lines)}\n\n"
         "Thresholds (`threshold`, `unsteered_threshold`) were chosen on other prompts of the same "
-        "sets; the specialist's on the first target's runs. As wanted: at most 3 points of the faithful mode's refusals of harmful requests "
+        "sets; the specialist's on the first target's runs. As wanted: at most 3 points of the "
+        "faithful mode's refusals of harmful requests "
         "lost, at most half of the refusals of benign ones that it adds to the target's. Percent "
         "with 95 % intervals; p against the faithful defaults, McNemar's exact test. AUROC of the "
         f"probe, harmful against benign requests: {told}. Commits {commits}."
