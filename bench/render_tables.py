@@ -106,7 +106,7 @@ def judges() -> str:
     first = found[0]
     commits = ", ".join(dict.fromkeys(row["machine"]["commit"] for row in found))
     others = ", ".join(f"of {' and '.join(row['runs'])}" for row in found[1:])
-    sampled = f" The other rows: replies {others}, or as many of each kind." if others else ""
+    sampled = f" The other rows: asked anew about replies {others}." if others else ""
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
         f"The first row: every reply and candidate of the runs {' and '.join(first['runs'])}, "

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from alignbeam.config import RoleConfig
-from alignbeam.engines import vllm
 from alignbeam.engines.client import EngineClient
-from alignbeam.engines.dialect import Asked, Dialect, Query
+from alignbeam.engines.dialect import Contact, Dialect, Query
 from alignbeam.engines.llamacpp import LlamaCpp
 from alignbeam.engines.sglang import SGLang
 from alignbeam.engines.vllm import Vllm
@@ -25,11 +23,9 @@ _DIALECTS: Final[dict[object, type[Dialect]]] = {"llamacpp": LlamaCpp, "sglang":
 _SAME: Final = 0.5
 #: Ids that are named to recognise a model.
 _PROBED: Final = 16
-#: Tokens in which requests that were sent together are sure to meet in a batch.
-_TOGETHER: Final = 32
 
 
-async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: int) -> Dialect:
+async def examine(client: EngineClient, config: RoleConfig, best: int) -> Dialect:
     """Find out which kind of engine this is, and what must be known before the tokenizer is loaded.
 
     Raises
@@ -54,7 +50,7 @@ async def examine(client: EngineClient, config: RoleConfig, asked: Asked, best: 
     owner = models[served].get("owned_by")
     dialect = _DIALECTS.get(owner, Vllm) if isinstance(owner, str) else Vllm
     try:
-        return await dialect.examine(client, config, served, models, asked, best)
+        return await dialect.examine(Contact(client, config, served, models, best))
     except EngineFault as error:
         raise _no_engine(client, error) from error
 
@@ -73,21 +69,9 @@ async def takes_both(best: RemoteRole, named: RemoteRole) -> None:
     EngineShortfall
         It gives fewer of the best tokens than were asked for: see ``engines.vllm``.
     """
-    if not isinstance(best.dialect, Vllm):
-        return
-    ids = tuple(best.tokenizer.encode(PROBE, add_special_tokens=False))
-    long = {"max_tokens": _TOGETHER, "ignore_eos": True}
-    bodies = [
-        vllm.Ask(query, list(query.names), [], [query.ids]).body(role.dialect.served, "") | long
-        for role, query in (
-            (best, Query(ids, best=min(best.most, _PROBED))),
-            (named, Query(ids, names=(0, 1))),
-        )
-        for _ in range(3)
-    ]
-    answers = await asyncio.gather(*(best.client.post(vllm.COMPLETIONS, b) for b in bodies))
-    told = [table for a in answers[:3] for table in a["choices"][0]["logprobs"]["top_logprobs"]]
-    if min(map(len, told)) < min(best.most, _PROBED, best.width):
+    ids = best.tokenizer.encode(PROBE, add_special_tokens=False)
+    few = min(best.most, _PROBED)
+    if not await best.dialect.takes_both(best.client, named.dialect.served, ids, few):
         raise EngineShortfall(
             f"the {best.name}'s engine is the {named.name}'s too, and mixes up their answers, as "
             "vLLM's first model runner does; start one engine for each, or this one with "
@@ -119,7 +103,7 @@ async def compare(role: RemoteRole) -> None:
             f"with {role.dialect.positions} {role.window}"
         )
     query = Query(tuple(ours))
-    if role.asked == "best":
+    if role.most:
         query = Query(tuple(ours), best=min(role.most, _PROBED))
     else:
         step = max(1, role.width // _PROBED)

@@ -12,13 +12,11 @@ import itertools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, ParamSpec, Protocol, Self, TypeVar
 
 from alignbeam.config import RoleConfig
 from alignbeam.engines.client import EngineClient, Json
 
-#: What an engine is asked for: its best tokens, or named ones. Never both: see ``engines.vllm``.
-Asked = Literal["best", "names"]
 #: Rounding may lift a probability, or a sum of them, above 1 by this.
 _ABOVE_ONE: Final = 1e-3
 #: Rounding may put the best of a flat distribution this far below an even share, nats.
@@ -230,6 +228,27 @@ class Line(Protocol):
         """Return what keeps one question's prefix to its client where the query has no salt."""
 
 
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """An engine that is reached and not yet spoken to.
+
+    Attributes
+    ----------
+    served : str
+        What the engine calls the role's model.
+    models : mapping of str to mapping
+        What ``/v1/models`` says, by name.
+    best : int
+        How many best tokens will be asked for; 0 where ids are named instead.
+    """
+
+    client: EngineClient
+    config: RoleConfig
+    served: str
+    models: Mapping[str, Mapping[str, Any]]
+    best: int
+
+
 class Dialect(abc.ABC):
     """How one kind of engine is spoken to about a role's model.
 
@@ -257,23 +276,8 @@ class Dialect(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    async def examine(
-        cls,
-        client: EngineClient,
-        config: RoleConfig,
-        served: str,
-        models: Mapping[str, Mapping[str, Any]],
-        asked: Asked,
-        best: int,
-    ) -> Self:
+    async def examine(cls, contact: Contact) -> Self:
         """Find out what must be known before the tokenizer can be loaded.
-
-        Parameters
-        ----------
-        models : mapping of str to mapping
-            What ``/v1/models`` says, by name.
-        best : int
-            How many best tokens will be asked for.
 
         Raises
         ------
@@ -294,6 +298,22 @@ class Dialect(abc.ABC):
         EngineUnavailable, EngineFault
             The engine is not there, or refuses; what it says is missing, no number, or impossible.
         """
+
+    async def takes_both(
+        self, client: EngineClient, named: str, ids: Sequence[int], best: int
+    ) -> bool:
+        """Whether one engine answers both kinds of questions at once, as engines should.
+
+        Parameters
+        ----------
+        named : str
+            What the engine calls the model that it will be asked for named ids of.
+        ids : sequence of int
+            What is asked about.
+        best : int
+            How many best tokens.
+        """
+        return True
 
     @abc.abstractmethod
     def stream(

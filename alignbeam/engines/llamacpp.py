@@ -20,11 +20,10 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequenc
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from alignbeam.config import RoleConfig
 from alignbeam.engines.client import EngineClient, Json
 from alignbeam.engines.dialect import (
     GREEDY,
-    Asked,
+    Contact,
     Dialect,
     Draw,
     Line,
@@ -71,27 +70,20 @@ class LlamaCpp(Dialect):
         self._plain = plain
 
     @classmethod
-    async def examine(
-        cls,
-        client: EngineClient,
-        config: RoleConfig,
-        served: str,
-        models: Mapping[str, Mapping[str, Any]],
-        asked: Asked,
-        best: int,
-    ) -> Self:
+    async def examine(cls, contact: Contact) -> Self:
         """See ``Dialect``; also hold both ways to ask for a number against each other."""
+        client, served = contact.client, contact.served
         name = client.name
         props = await client.get("/props")
         window = _at(props, "default_generation_settings", "n_ctx")
-        width = _at(models[served], "meta", "n_vocab")
+        width = _at(contact.models[served], "meta", "n_vocab")
         root = props.get("model_path")
         if not isinstance(window, int) or not isinstance(width, int) or not isinstance(root, str):
             raise EngineShortfall(
                 f"the {name}'s engine does not tell n_ctx, n_vocab and model_path, as llama.cpp's "
                 "server does from 2025 on"
             )
-        if config.tokenizer is None and not Path(root).is_file():
+        if contact.config.tokenizer is None and not Path(root).is_file():
             raise EngineShortfall(
                 f"the {name}'s engine was started with {root}, which is not here; set "
                 f"{name}.tokenizer to that file, or to the model's folder or hub id"
@@ -100,7 +92,7 @@ class LlamaCpp(Dialect):
         if not isinstance(said, list) or not said:
             raise EngineShortfall(f"the {name}'s engine does not tokenize")
         found = cls(served, root, window, width, as_id(said[-1], width))
-        await found._check_ways(client, best)
+        await found._check_ways(client, contact.best)
         return found
 
     async def _check_ways(self, client: EngineClient, best: int) -> None:

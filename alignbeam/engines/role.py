@@ -13,7 +13,7 @@ import torch
 
 from alignbeam.config import RoleConfig
 from alignbeam.engines.client import EngineClient, Json
-from alignbeam.engines.dialect import Asked, Dialect, Draw, Nonsense, Numbers, Query
+from alignbeam.engines.dialect import Dialect, Draw, Nonsense, Numbers, Query
 from alignbeam.engines.rows import RemoteRows
 from alignbeam.engines.scope import scope
 from alignbeam.engines.watch import Watch
@@ -48,7 +48,6 @@ class RemoteRole(BareRole):
         How the engine is spoken to.
     source : str
         Where the tokenizer is from.
-    asked : {"best", "names"}
     salted : bool
         Whether each call keeps its prefixes to itself where its scope has no salt.
     **prompting
@@ -57,7 +56,7 @@ class RemoteRole(BareRole):
     Attributes
     ----------
     most : int
-        How many best tokens the engine gives.
+        How many best tokens the engine was checked for; 0 where it is asked for named ids.
     watch : Watch
         Whether the engine is there, and still the same.
     """
@@ -70,14 +69,13 @@ class RemoteRole(BareRole):
         source: str,
         tokenizer: Any,
         *,
-        asked: Asked,
         most: int = 0,
         salted: bool = False,
         **prompting: Any,
     ) -> None:
         super().__init__(name, tokenizer, width=dialect.width, window=dialect.window, **prompting)
         self.client, self.dialect, self.source = client, dialect, source
-        self.asked, self.most, self._salted = asked, most, salted
+        self.most, self._salted = most, salted
         self.watch = Watch(self)
 
     @classmethod
@@ -110,8 +108,7 @@ class RemoteRole(BareRole):
         client = EngineClient(
             name, str(config.url), key, connect_s=config.connect_s, read_s=config.read_s
         )
-        asked: Asked = "best" if best else "names"
-        dialect = scope.get().run(check.examine(client, config, asked, best))
+        dialect = scope.get().run(check.examine(client, config, best))
         source = config.tokenizer or dialect.root
         folder = checkpoint_of(source, name=name, revision=config.revision)
         role = cls(
@@ -120,7 +117,6 @@ class RemoteRole(BareRole):
             dialect,
             source,
             load_tokenizer(folder, name=name, revision=config.revision),
-            asked=asked,
             most=best,
             salted=getattr(config, "kind", "rubric") != "rubric",
             generation_config=load_generation_config(folder, config.revision),

@@ -32,8 +32,7 @@ def check_shared(roles: Iterable[object]) -> None:
     """
     remote = [role for role in roles if isinstance(role, RemoteRole)]
     for best, named in itertools.permutations(remote, 2):
-        kinds = best.asked, named.asked
-        if kinds == ("best", "names") and best.client.url == named.client.url:
+        if best.most and not named.most and best.client.url == named.client.url:
             scope.get().run(check.takes_both(best, named))
 
 

@@ -14,11 +14,10 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, Self
 
-from alignbeam.config import RoleConfig
 from alignbeam.engines.client import EngineClient, Json
 from alignbeam.engines.dialect import (
     GREEDY,
-    Asked,
+    Contact,
     Dialect,
     Draw,
     Line,
@@ -48,18 +47,11 @@ class SGLang(Dialect):
     positions = "--context-length"
 
     @classmethod
-    async def examine(
-        cls,
-        client: EngineClient,
-        config: RoleConfig,
-        served: str,
-        models: Mapping[str, Mapping[str, Any]],
-        asked: Asked,
-        best: int,
-    ) -> Self:
+    async def examine(cls, contact: Contact) -> Self:
         """See ``Dialect``."""
+        client, served, best = contact.client, contact.served, contact.best
         name = client.name
-        window = models[served].get("max_model_len")
+        window = contact.models[served].get("max_model_len")
         if not isinstance(window, int):
             raise EngineShortfall(
                 f"the {name}'s engine does not tell max_model_len; take SGLang 0.5 or newer"

@@ -13,10 +13,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-from alignbeam.config import RoleConfig
 from alignbeam.engines.client import EngineClient, Json
 from alignbeam.engines.dialect import (
-    Asked,
+    Contact,
     Dialect,
     Draw,
     Line,
@@ -41,41 +40,36 @@ _LOG_ZERO: Final = -9999.0
 _FORBID: Final = -100.0
 #: An id that no vocabulary has: the refusal tells how many ids there are.
 _BEYOND: Final = 2**30
+#: Tokens in which requests that were sent together are sure to meet in a batch.
+_TOGETHER: Final = 32
 
 
 class Vllm(Dialect):
-    """See ``Dialect``; ``asked`` is the one kind of question that the engine gets."""
+    """See ``Dialect``; ``best``: whether it is asked for its best tokens, else for named ids."""
 
     engine = "vLLM"
     positions = "--max-model-len"
     signs = True
 
-    def __init__(self, served: str, root: str, window: int, width: int, asked: Asked) -> None:
+    def __init__(self, served: str, root: str, window: int, width: int, best: bool) -> None:
         super().__init__(served, root, window, width)
-        self._asked = asked
+        self._best = best
 
     @classmethod
-    async def examine(
-        cls,
-        client: EngineClient,
-        config: RoleConfig,
-        served: str,
-        models: Mapping[str, Mapping[str, Any]],
-        asked: Asked,
-        best: int,
-    ) -> Self:
+    async def examine(cls, contact: Contact) -> Self:
         """See ``Dialect``."""
-        window = models[served].get("max_model_len")
-        root = _root(models, served)
+        client, served = contact.client, contact.served
+        window = contact.models[served].get("max_model_len")
+        root = _root(contact.models, served)
         if not isinstance(window, int):
             raise EngineShortfall(
                 f"the {client.name}'s engine does not tell max_model_len, as vLLM does; "
                 "it cannot be used"
             )
         width = await _width(client, served)
-        if asked == "best":
-            await _gives_best(client, served, best)
-        return cls(served, root, window, width, asked)
+        if contact.best:
+            await _gives_best(client, served, contact.best)
+        return cls(served, root, window, width, contact.best > 0)
 
     async def tokenize(self, client: EngineClient, text: str) -> tuple[object, int | None]:
         """See ``Dialect``."""
@@ -86,7 +80,7 @@ class Vllm(Dialect):
 
     async def numbers(self, line: Line, queries: Sequence[Query]) -> list[Numbers]:
         """See ``Dialect``."""
-        if self._asked == "best":  # whoever only wants the choice must not ask in the other kind
+        if self._best:  # whoever only wants the choice must not ask in the other kind
             queries = [q if q.best or q.names else replace(q, best=1) for q in queries]
         asks = packed(queries)
         answers = await asyncio.gather(*(line.whole(self._one(line, ask)) for ask in asks))
@@ -95,6 +89,23 @@ class Vllm(Dialect):
     async def _one(self, line: Line, ask: Ask) -> list[Numbers]:
         answer = await line.post(COMPLETIONS, ask.body(self.served, line.salt()))
         return ask.read(answer, self.width)
+
+    async def takes_both(
+        self, client: EngineClient, named: str, ids: Sequence[int], best: int
+    ) -> bool:
+        """See ``Dialect``; it does not where fewer best tokens come than were asked for."""
+        prompt, long = tuple(ids), {"max_tokens": _TOGETHER, "ignore_eos": True}
+        asks = [
+            Ask(query, list(query.names), [], [prompt]).body(served, "") | long
+            for served, query in (
+                (self.served, Query(prompt, best=best)),
+                (named, Query(prompt, names=(0, 1))),
+            )
+            for _ in range(3)
+        ]
+        answers = await asyncio.gather(*(client.post(COMPLETIONS, body) for body in asks))
+        told = [table for a in answers[:3] for table in a["choices"][0]["logprobs"]["top_logprobs"]]
+        return min(map(len, told)) >= min(best, self.width)
 
     async def stream(
         self,

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 from engine_faults import (
+    NONCE_KEY,
     killed_engine_fails_all_its_answers,
     killed_engine_withholds_and_a_new_one_is_taken,
     said,
     stalled_engine_is_too_slow_and_wakes_up,
     until,
 )
+from engine_process import start_again
 from gguf_files import write_gguf
 from llamacpp_servers import KINDS, LlamaCppServer, llamacpp_server, trio_files
-from mixed_prompts import mixed_prompts
+from mixed_prompts import mixed_prompts, mixed_settings
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.cache_folder import cache_folder
@@ -32,16 +34,7 @@ from alignbeam.models.role import Role
 
 CONFIG = BeamConfig(max_new_tokens=48)
 PROMPTS = mixed_prompts()
-#: Both mixes, both supports, every fallback that an anchor on an engine takes.
-SETTINGS = (
-    {},
-    {"mix": "log"},
-    {"support": "union"},
-    {"fallback": "first"},
-    {"fallback": "exact", "mix": "log", "support": "union"},
-)
-EACH = [{**SETTINGS[n % len(SETTINGS)], "max_new_tokens": 48} for n in range(len(PROMPTS))]
-NONCE_KEY = b"the embedded trio".hex()
+EACH = [{**settings, "max_new_tokens": 48} for settings in mixed_settings()]
 QUESTIONS = ("What is the capital of France?", "Write a haiku about rain.", "What is 17 + 25?")
 #: How far a log-probability may be from this process's, nats.
 CLOSE = 2e-4
@@ -82,11 +75,7 @@ def started(files, tmp_path_factory):
 @pytest.fixture
 def servers(started):
     """The three, started again where an earlier test broke them."""
-    for server in started.values():
-        if not server.answers():
-            server.kill()
-            server.start()
-            server.wait()
+    start_again(started.values())
     return started
 
 

@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from engine_faults import (
+    NONCE_KEY,
     killed_engine_fails_all_its_answers,
     killed_engine_withholds_and_a_new_one_is_taken,
     said,
     stalled_engine_is_too_slow_and_wakes_up,
     until,
 )
-from mixed_prompts import mixed_prompts
+from engine_process import start_again
+from mixed_prompts import mixed_prompts, mixed_settings
 from safetensors.torch import load_file, save_file
 from serving import chat, judge_of, serving
 from vllm_servers import VllmServer, serve_trio, vllm_python
@@ -32,21 +34,11 @@ from alignbeam.errors import EngineShortfall, EngineUnavailable
 
 CONFIG = BeamConfig(max_new_tokens=48)
 PROMPTS = mixed_prompts()
-#: Both mixes, both supports, every fallback.
-SETTINGS = (
-    {},
-    {"mix": "log"},
-    {"support": "union"},
-    {"fallback": "first"},
-    {"fallback": "exact", "mix": "log", "support": "union"},
-)
 #: What a hundred streams at once are asked for: the engines have one core each at best.
 FEW = {"mix_steps": 3, "beams": 2, "max_new_tokens": 12}
 #: A new server compiles at its first question.
 PATIENCE_S = 300.0
-EACH = [SETTINGS[n % len(SETTINGS)] for n in range(len(PROMPTS))]
-#: The embedded judge's marks are made with a key of its own, which an address does not bring.
-NONCE_KEY = b"the embedded trio".hex()
+EACH = [{**settings, "max_new_tokens": 48} for settings in mixed_settings()]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +52,7 @@ def started(tmp_path_factory):
 @pytest.fixture
 def servers(started):
     """The three, started again where an earlier test broke them."""
-    broken = [server for server in started.values() if not server.answers()]
-    for server in broken:
-        server.kill()
-        server.start()
-    for server in broken:
-        server.wait()
+    start_again(started.values())
     return started
 
 
@@ -86,9 +73,8 @@ def over(servers, read_s=PATIENCE_S):
 
 
 def test_fifty_mixed_requests_give_the_tokens_of_this_process(trio, remote):
-    overrides = [{**settings, "max_new_tokens": 48} for settings in EACH]
-    here = [said(r) for r in trio.outcomes(PROMPTS, overrides)]
-    there = [said(r) for r in remote.outcomes(PROMPTS, overrides)]
+    here = [said(r) for r in trio.outcomes(PROMPTS, EACH)]
+    there = [said(r) for r in remote.outcomes(PROMPTS, EACH)]
     assert len(here) == 50
     assert there == here
 

@@ -14,6 +14,9 @@ from alignbeam import BeamConfig
 from alignbeam.engines.role import RemoteRole
 from alignbeam.errors import EngineUnavailable
 
+#: The embedded judge's marks are made with a key of its own, which an address does not bring.
+NONCE_KEY = b"the embedded trio".hex()
+
 
 def until(true, seconds=120):
     """Wait for something to be true."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx2
 import pytest
+from engine_process import EngineProcess
 from gguf_files import write_gguf
 
 from alignbeam.config import RoleConfig
@@ -32,14 +28,8 @@ def llamacpp_server() -> str:
     return program
 
 
-class LlamaCppServer:
-    """One model behind one process; the part of ``VllmServer`` that tests of faults use.
-
-    Attributes
-    ----------
-    url : str
-        Where it listens: a free port unless given.
-    """
+class LlamaCppServer(EngineProcess):
+    """See ``EngineProcess``."""
 
     def __init__(
         self,
@@ -50,59 +40,14 @@ class LlamaCppServer:
         url: str | None = None,
         flags: Sequence[str] = (),
     ) -> None:
-        self._command = [
-            *("nice", "-n", "5", program, "--model", str(model), "--alias", served),
-            *("--host", "127.0.0.1", "--parallel", "4", "--ctx-size", "4096"),
-            *("--threads", "1", "--no-webui", "--offline"),
+        command = [
+            *(program, "--model", str(model), "--alias", served, "--host", "127.0.0.1"),
+            *("--parallel", "4", "--ctx-size", "4096", "--threads", "1", "--no-webui", "--offline"),
             # By default keys and values are kept in half precision.
             *("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"),
             *flags,
         ]
-        self._log = log
-        self.url = url or f"http://127.0.0.1:{_free_port()}"
-        self.start()
-
-    def start(self) -> None:
-        """Start the process; see ``wait``."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self._command, "--port", self.url.rpartition(":")[2]],
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-
-    def wait(self) -> None:
-        """Wait until it answers."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            if self.answers():
-                return
-            time.sleep(0.1)
-        tail = self._log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        raise RuntimeError(f"llama.cpp did not start:\n{tail}")
-
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        os.killpg(self._process.pid, number)
-
-    def answers(self) -> bool:
-        """Whether it is there and has its model."""
-        try:
-            return httpx2.get(f"{self.url}/health", timeout=5).status_code == 200
-        except httpx2.HTTPError:
-            return False
-
-    def kill(self) -> None:
-        """End it at once."""
-        if self._process.poll() is None:
-            self.signal(signal.SIGKILL)
-        self._process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+        super().__init__(command, log, start_s=START_S, url=url)
 
 
 def trio_files(folder: Path) -> dict[str, Path]:

@@ -83,3 +83,18 @@ def mixed_prompts() -> list[Any]:
     harmful = [asked.prompt for asked in shipped.harmful[: rest - 3]]
     benign = [asked.prompt for asked in shipped.benign[:3]]
     return [*ours, *harmful, *benign]
+
+
+#: Both mixes, both supports, every fallback that an anchor on an engine takes.
+_SETTINGS: tuple[dict[str, str], ...] = (
+    {},
+    {"mix": "log"},
+    {"support": "union"},
+    {"fallback": "first"},
+    {"fallback": "exact", "mix": "log", "support": "union"},
+)
+
+
+def mixed_settings() -> list[dict[str, str]]:
+    """One setting for each of the prompts, in turn."""
+    return [_SETTINGS[n % len(_SETTINGS)] for n in range(len(mixed_prompts()))]
