@@ -1,8 +1,9 @@
 """Logits after many sequences that begin alike: a common beginning is computed once.
 
 The sequences form a tree. Its inner nodes are beginnings that several of them share; each is fed
-once, and its cached rows are forked for what follows. A row then holds the same tokens at the same
-positions as it would by itself, so the logits are the same within rounding.
+once, and its cached rows are forked for what follows. A sequence that others begin with ends in an
+inner node, and costs nothing more. Each row holds the same tokens at the same positions as it would
+by itself, so the logits are the same within rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LEAST_ON_CPU: Final = 8
 
 @dataclass(slots=True)
 class _Node:
-    """Tokens ``begin .. end`` of ``sequence``, and what follows them; a leaf ends its sequence."""
+    """Tokens ``begin .. end`` of ``sequence``, and what follows them."""
 
     sequence: int
     begin: int
@@ -57,7 +58,7 @@ def shared_logits(role: Role, sequences: Sequence[Sequence[int]]) -> torch.Tenso
     while fed:
         rows, level = fed.pop()
         for n, node in enumerate(level):
-            if not node.children:
+            if node.end == len(sequences[node.sequence]):
                 found[node.sequence] = rows.logits[n]
         groups = _alike([(n, child) for n, node in enumerate(level) for child in node.children])
         for alike in groups:
@@ -88,30 +89,27 @@ def _tree(
     """Return the nodes that follow a common beginning of ``begin`` tokens.
 
     ``order`` holds distinct sequences in lexicographic order, so that those which begin alike are
-    neighbours.
+    neighbours, and one that others begin with comes before them.
     """
     nodes: list[_Node] = []
     start = 0
     while start < len(order):
         stop = start + 1
         head = sequences[order[start]]
-        # A leaf must keep a token of its own, for the logits after it.
-        same = len(head) - 1
+        same = len(head)
         while stop < len(order):
-            common = min(same, _common(head, sequences[order[stop]]))
+            common = _common(head[:same], sequences[order[stop]])
             if common - begin < least:
                 break
             same, stop = common, stop + 1
-        if stop - start == 1:
-            nodes.append(_Node(order[start], begin, len(head)))
-        else:
-            children = _tree(sequences, order[start:stop], same, least)
-            nodes.append(_Node(order[start], begin, same, children))
+        ended = int(same == len(head))
+        children = _tree(sequences, order[start + ended : stop], same, least)
+        nodes.append(_Node(order[start], begin, same, children))
         start = stop
     return nodes
 
 
 def _common(one: Sequence[int], two: Sequence[int]) -> int:
-    """Count the tokens that both begin with, but for the last of ``two``."""
-    most = min(len(one), len(two) - 1)
+    """Count the tokens that both begin with."""
+    most = min(len(one), len(two))
     return next((n for n in range(most) if one[n] != two[n]), most)

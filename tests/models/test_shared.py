@@ -59,6 +59,16 @@ def test_a_shared_beginning_is_fed_once(monkeypatch):
     assert counted.fed == len(head) + 30
 
 
+def test_what_others_begin_with_is_fed_once(monkeypatch):
+    head = list(range(3, 3 + 4 * LEAST_SHARED))
+    questions = [[*head[:-n], 200] for n in range(1, 4)]
+    sequences = [*([*ids, 7, 8] for ids in questions), *questions, head[: LEAST_SHARED + 1]]
+    counted = Counted(ROLE, monkeypatch)
+    got = ROLE.next_token_logits(sequences)
+    assert counted.fed <= len(head) + 3 * 3 + 3 * 2 + LEAST_SHARED
+    torch.testing.assert_close(got, _alone(sequences), atol=2e-4, rtol=1e-4)
+
+
 def test_a_long_row_makes_no_padding_of_the_short_ones(monkeypatch):
     head, tail = list(range(3, 3 + 4 * LEAST_SHARED)), list(range(210, 210 + 4 * LEAST_SHARED))
     sequences = [*([*head, 200 + n, 7, 8] for n in range(10)), [*head, *tail]]
