@@ -145,7 +145,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
     n = len(questions)
     return [
         EngineRow(
-            f"{beam.target.served} <- {beam.anchor.served}",  # type: ignore[union-attr]
+            f"{beam.target.dialect.served} <- {beam.anchor.dialect.served}",  # type: ignore[union-attr]
             system,
             min(at_once, n),
             n,

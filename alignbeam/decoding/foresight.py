@@ -21,7 +21,8 @@ from alignbeam.decoding.numbers import translate
 from alignbeam.decoding.remote import RemoteTokens
 from alignbeam.engines.rows import Path
 
-#: How likely a step must be to be reached as guessed, to be asked about beforehand.
+#: How likely a step must be to be reached as guessed, to be asked about beforehand; as many times
+#: more as the engine is slower than it can be, for what was asked in vain keeps others waiting.
 _WORTH: Final = 0.25
 #: Share of right guesses that is assumed before any was seen, and what one guess weighs in it.
 _AT_FIRST: Final = 0.9
@@ -40,10 +41,10 @@ class Foresight:
     def __init__(self) -> None:
         self.rate = _AT_FIRST
 
-    @property
-    def reach(self) -> int:
-        """How many steps beyond the next one are asked about."""
-        return int(math.log(_WORTH) / math.log(min(max(self.rate, 0.01), 0.99)))
+    def reach(self, slowness: float) -> int:
+        """How many steps beyond the next one an engine is asked about; see ``Pace``."""
+        worth = min(1.0, _WORTH * slowness)
+        return int(math.log(worth) / math.log(min(max(self.rate, 0.01), 0.99)))
 
     def ask(
         self,
@@ -72,9 +73,12 @@ class Foresight:
         if not isinstance(anchor, RemoteTokens):
             return []
         left = [_steps_after_this(beam) for beam in beams]
+        further = self.reach(anchor.role.pace.slowness)
         anchor.top(
-            max(beam.request.config.top_b for beam in beams), [min(n, self.reach) for n in left]
+            max(beam.request.config.top_b for beam in beams), [min(n, further) for n in left]
         )
+        if isinstance(target, RemoteTokens):
+            further = self.reach(target.role.pace.slowness)
         wanted: list[tuple[int, Path, Sequence[int]]] = []
         guesses = []
         for row, beam in enumerate(beams):
@@ -89,6 +93,8 @@ class Foresight:
                 if guess < 0 or guess in target.role.end_ids:
                     break
                 path = (*path, guess)
+                if len(path) > further:
+                    break
                 if len(path) > left[row]:
                     if isinstance(target, RemoteTokens):
                         target.begin_after(row, beam, path)

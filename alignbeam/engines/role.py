@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import queue
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, Self, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from alignbeam.config import RoleConfig
 from alignbeam.engines.client import EngineClient, Json
 from alignbeam.engines.dialect import Dialect, Draw, Nonsense, Numbers, Query
+from alignbeam.engines.pace import Pace
 from alignbeam.engines.rows import RemoteRows
 from alignbeam.engines.scope import scope
 from alignbeam.engines.watch import Watch
@@ -59,6 +61,8 @@ class RemoteRole(BareRole):
         How many best tokens the engine was checked for; 0 where it is asked for named ids.
     watch : Watch
         Whether the engine is there, and still the same.
+    pace : Pace
+        How busy it seems to be.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class RemoteRole(BareRole):
         super().__init__(name, tokenizer, width=dialect.width, window=dialect.window, **prompting)
         self.client, self.dialect, self.source = client, dialect, source
         self.most, self._salted = most, salted
-        self.watch = Watch(self)
+        self.watch, self.pace = Watch(self), Pace()
 
     @classmethod
     def from_config(cls, name: str, config: RoleConfig, best: int = 0) -> Self:
@@ -250,9 +254,12 @@ class TokenStream:
 
     async def _read(self, arriving: AsyncIterator[tuple[list[int], bool]]) -> None:
         ended = False
-        count = pieces = 0
+        count = pieces = later = 0
+        began = last = 0.0
         try:
             async for ids, ended in arriving:
+                last = time.monotonic()
+                began, later = (began, later + len(ids)) if pieces else (last, 0)
                 count, pieces = count + len(ids), pieces + 1
                 if count > self._most or pieces > self._most + _EMPTY:
                     raise Nonsense("more of an answer than was asked for")
@@ -267,6 +274,8 @@ class TokenStream:
             self._role.client.breaker.succeeded()
             if not ended:
                 self._arrived.put(self._role.client.fault("an answer without its end"))
+        finally:
+            self._role.pace.saw(later, last - began)
 
     def take(self) -> int:
         """Return the next token, waiting for it.

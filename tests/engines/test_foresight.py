@@ -9,6 +9,7 @@ from alignbeam import AlignBeam, BeamConfig
 from alignbeam.decoding.choice import Choice
 from alignbeam.decoding.foresight import Foresight
 from alignbeam.engines.dialect import GREEDY, Numbers
+from alignbeam.engines.pace import Pace
 from alignbeam.engines.rows import RemoteRows
 from alignbeam.judge import CallableJudge
 
@@ -55,16 +56,64 @@ def test_steps_that_go_another_way_ask_anew_and_drop_what_was_begun(served, pair
 
 def test_reach_follows_what_became_of_guesses():
     foresight = Foresight()
-    assert foresight.reach > BeamConfig().mix_steps
+    assert foresight.reach(1.0) > BeamConfig().mix_steps
 
     def see(guess, times):
         one = Choice((1,), (0.0,), 1.0, 1.0, 1.0, alpha=0.5, empty_support=False, non_finite=False)
         foresight.saw([guess] * times, [one] * times)
-        return foresight.reach
+        return foresight.reach(1.0)
 
     assert see(2, 200) == 0
     assert 0 < see(1, 50) < 4
     assert see(1, 1000) > 100
+
+
+def test_a_busy_engine_is_asked_in_vain_less_often():
+    foresight = Foresight()
+    reaches = [foresight.reach(slowness) for slowness in (1.0, 1.5, 2.0, 3.0, 4.0, 100.0)]
+    assert reaches == sorted(reaches, reverse=True)
+    assert reaches[-2:] == [0, 0]
+
+
+def test_target_that_is_busy_is_asked_a_step_at_a_time_and_answers_the_same(served, pair):
+    (target, asks_target), (_, asks_anchor) = (served(role) for role in pair)
+    asks_target.pace.saw(100, 1.0)
+    for _ in range(30):
+        asks_target.pace.saw(100, 9.0)
+    beam = AlignBeam(asks_target, asks_anchor, CallableJudge(lambda *_: 1.0), CONFIG)
+    begin = len(target.asked)
+    result = beam.generate(QUESTIONS[0], alpha=1.0)
+    assert [c.token_ids for c in result.candidates] == here(pair, alpha=1.0)[0]
+    bodies = target.asked[begin:]
+    streams = [body for body in bodies if body.get("stream")]
+    assert 0 < len(streams) <= CONFIG.beams
+    assert max(len(body["prompt"]) for body in bodies if not body.get("stream")) <= CONFIG.beams
+
+
+def test_pace_is_learnt_from_completions(served, pair):
+    _, asks_target = served(pair[0])
+    beam = AlignBeam(asks_target, pair[1], CallableJudge(lambda *_: 1.0), CONFIG)
+    beam.generate(QUESTIONS[0], max_new_tokens=60)
+    assert asks_target.pace._late > 0
+
+
+def test_slowness_is_of_late_and_against_the_best():
+    pace = Pace()
+    assert pace.slowness == 1
+    for tokens, seconds in ((0, 1.0), (-1, 1.0), (5, 0.0)):
+        pace.saw(tokens, seconds)
+    assert pace.slowness == 1
+    pace.saw(100, 1.0)
+    for _ in range(40):
+        pace.saw(100, 4.0)
+    assert pace.slowness == pytest.approx(4, rel=0.05)
+    for _ in range(40):
+        pace.saw(100, 1.0)
+    assert pace.slowness == pytest.approx(1, rel=0.05)
+    # What was once at best is forgotten where it is never met again.
+    for _ in range(8000):
+        pace.saw(100, 2.0)
+    assert pace.slowness == pytest.approx(1, rel=0.05)
 
 
 class Stream:
