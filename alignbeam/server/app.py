@@ -204,23 +204,26 @@ class Server:
 
     async def health(self) -> Response:
         """Say whether all parts work: ok, degraded, or 503."""
-        down = []
-        if not self.service.scheduler.healthy:
-            down.append("the decoding has stopped")
-        if self._process is not None and not self._process.alive:
-            down.append("the judge's process is down")
-        if down:
+        if down := self._down():
             return JSONResponse({"status": "down", "reasons": down}, 503)
         degraded = self.service.degraded
         return JSONResponse({"status": "degraded" if degraded else "ok", "reasons": degraded})
 
     async def ready(self) -> Response:
         """Say whether new requests are taken."""
-        if self.draining or not self.service.scheduler.healthy:
-            return JSONResponse({"status": "down", "reasons": ["not taking requests"]}, 503)
-        if missing := self.service.missing:
+        missing = ["not taking requests"] if self.draining else self._down()
+        if missing := missing or self.service.missing:
             return JSONResponse({"status": "down", "reasons": missing}, 503)
         return JSONResponse({"status": "ok", "reasons": []})
+
+    def _down(self) -> list[str]:
+        """Return what of this process's own does not run."""
+        down = []
+        if not self.service.scheduler.healthy:
+            down.append("the decoding has stopped")
+        if self._process is not None and not self._process.alive:
+            down.append("the judge's process is down")
+        return down
 
     async def metrics(self) -> Response:
         """Return the Prometheus series."""

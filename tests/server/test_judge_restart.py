@@ -75,15 +75,16 @@ def assert_nothing_leaves(running):
             said = client.post("/v1/chat/completions", json=chat(stream=streamed))
             assert (said.status_code, set(said.json())) == (503, {"error"})
             assert said.json()["error"]["code"] == "judge_unavailable"
-        health = client.get("/health")
-        assert health.status_code == 503
-        assert health.json()["reasons"] == ["the judge's process is down"]
+        for route in ("/health", "/ready"):
+            state = client.get(route)
+            assert state.status_code == 503
+            assert state.json()["reasons"] == ["the judge's process is down"]
 
 
 def assert_answers(running):
     with running.client() as client:
         assert client.post("/v1/chat/completions", json=chat()).status_code == 200
-        assert client.get("/health").status_code == 200
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
 
 
 @pytest.mark.parametrize("ill", ["always_safe", "always_harmful", "no_number", "too_few", "words"])
