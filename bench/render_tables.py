@@ -105,7 +105,7 @@ def judges() -> str:
     heads += [f"above 2.5: {group}, %" for group in ("compliance", *groups[1:])]
     first = found[0]
     commits = ", ".join(dict.fromkeys(row["machine"]["commit"] for row in found))
-    others = ", ".join(f"of {' and '.join(row['runs'])}" for row in found[1:])
+    others = ", ".join(dict.fromkeys(f"of {' and '.join(row['runs'])}" for row in found[1:]))
     sampled = f" The other rows: asked anew about replies {others}." if others else ""
     return (
         f"{markdown_table([*heads, 'least label mass', 's a verdict'], lines)}\n\n"
