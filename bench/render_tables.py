@@ -567,6 +567,10 @@ def front() -> str:
         [f"{100 * limit:g}", *(of.get((limit, name), "none") for of in halves for name in names)]
         for limit in limits
     ]
+    counts = ", ".join(
+        f"{row['harmful']} and {row['benign']} of {run}"
+        for row, run in zip(found, runs, strict=True)
+    )
     heads_of_halves = [f"{run}: {name}" for run in runs for name in names]
     return (
         f"{markdown_table(heads, lines)}\n\n"
@@ -577,8 +581,7 @@ def front() -> str:
         "\n\nHarmful / benign refused, %: thresholds chosen under that limit on a random half of "
         "the requests, counted on the other half, means of 100 halvings.\n\n"
         f"{markdown_table(['harmful against benign requests, AUROC', *runs], lines_of_signals)}"
-        f"\n\n{found[0]['harmful']} harmful and {found[0]['benign']} benign requests of the "
-        f"suite `real`; commit {found[0]['machine']['commit']}."
+        f"\n\nHarmful and benign requests: {counts}; commit {found[0]['machine']['commit']}."
     )
 
 
