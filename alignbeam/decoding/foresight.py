@@ -73,12 +73,12 @@ class Foresight:
         if not isinstance(anchor, RemoteTokens):
             return []
         left = [_steps_after_this(beam) for beam in beams]
-        further = self.reach(anchor.role.pace.slowness)
+        further = self.reach(anchor.slowness)
         anchor.top(
             max(beam.request.config.top_b for beam in beams), [min(n, further) for n in left]
         )
         if isinstance(target, RemoteTokens):
-            further = self.reach(target.role.pace.slowness)
+            further = self.reach(target.slowness)
         wanted: list[tuple[int, Path, Sequence[int]]] = []
         guesses = []
         for row, beam in enumerate(beams):

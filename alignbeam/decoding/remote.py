@@ -74,6 +74,11 @@ class RemoteTokens(NextTokens):
         return RemoteTokens(self._rows, self._indices, self._charged, ends=False)
 
     @property
+    def slowness(self) -> float:
+        """How busy the engine seems to be; see ``Pace``."""
+        return self._remote.pace.slowness
+
+    @property
     def finite(self) -> list[bool]:
         """True: an engine that gives no numbers raises ``EngineFault``."""
         return [True] * len(self._indices)
