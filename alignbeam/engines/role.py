@@ -258,6 +258,7 @@ class TokenStream:
         began = last = 0.0
         try:
             async for ids, ended in arriving:
+                # From the first piece on: until then the prompt is read, too.
                 last = time.monotonic()
                 began, later = (began, later + len(ids)) if pieces else (last, 0)
                 count, pieces = count + len(ids), pieces + 1

@@ -211,9 +211,9 @@ class Server:
 
     async def ready(self) -> Response:
         """Say whether new requests are taken."""
-        missing = ["not taking requests"] if self.draining else self._down()
-        if missing := missing or self.service.missing:
-            return JSONResponse({"status": "down", "reasons": missing}, 503)
+        down = ["not taking requests"] if self.draining else self._down() or self.service.missing
+        if down:
+            return JSONResponse({"status": "down", "reasons": down}, 503)
         return JSONResponse({"status": "ok", "reasons": []})
 
     def _down(self) -> list[str]:

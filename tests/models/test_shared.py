@@ -60,12 +60,11 @@ def test_a_shared_beginning_is_fed_once(monkeypatch):
 
 
 def test_what_others_begin_with_is_fed_once(monkeypatch):
-    head = list(range(3, 3 + 4 * LEAST_SHARED))
-    questions = [[*head[:-n], 200] for n in range(1, 4)]
-    sequences = [*([*ids, 7, 8] for ids in questions), *questions, head[: LEAST_SHARED + 1]]
+    heads = [list(range(n, n + 2 * LEAST_SHARED)) for n in (3, 203)]
+    sequences = [*heads, *([*head, 7, 8] for head in heads)]
     counted = Counted(ROLE, monkeypatch)
     got = ROLE.next_token_logits(sequences)
-    assert counted.fed <= len(head) + 3 * 3 + 3 * 2 + LEAST_SHARED
+    assert counted.fed == 2 * (len(heads[0]) + 2)
     torch.testing.assert_close(got, _alone(sequences), atol=2e-4, rtol=1e-4)
 
 
