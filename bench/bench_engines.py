@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import re
 import statistics
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,9 +51,11 @@ class EngineRow:
     ``models``: what the engines of target and anchor call theirs.
     ``full``: no end token ended an answer.
     ``target``, ``anchor`` and ``judge`` are what the engines are asked: HTTP requests and the bytes
-    both ways; ``trips`` are the questions that were waited for one after another, the judge's
-    included and the completion aside. ``tokens`` is the mean length of the longest beam,
-    ``cpu_ms`` what this process computed, which is all that a gateway is but its web server.
+    both ways; ``*_read`` are the tokens of prompts that they computed, those in their prefix caches
+    aside, as vLLM counts them (of other engines it is 0). ``trips`` are the questions that were
+    waited for one after another, the judge's included and the completion aside. ``tokens`` is the
+    mean length of the longest beam, ``cpu_ms`` what this process computed, which is all that a
+    gateway is but its web server.
     """
 
     models: str
@@ -71,6 +75,23 @@ class EngineRow:
     target_kib: float
     anchor_kib: float
     judge_kib: float
+    target_read: float
+    anchor_read: float
+    judge_read: float
+
+
+def read_by(url: str) -> float:
+    """Return how many tokens of prompts a vLLM has computed since it started."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
+            told = page.read().decode()
+    except OSError:
+        return 0.0
+
+    def total(name: str) -> float:
+        return sum(float(n) for n in re.findall(rf"(?m)^vllm:{name}_total\{{.*\}} (\S+)$", told))
+
+    return total("prompt_tokens") - total("prompt_tokens_cached")
 
 
 def timed(ask: Callable[[], Any]) -> tuple[float, Any]:
@@ -119,6 +140,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
     cpu = dict.fromkeys(SYSTEMS, 0.0)
     trips = dict.fromkeys(SYSTEMS, 0)
     traffic = {name: dict.fromkeys(counts, 0) for name in SYSTEMS}
+    read = {name: dict.fromkeys(clients, 0.0) for name in SYSTEMS}
 
     def ask(system: str, question: str) -> tuple[float, int]:
         settings = SYSTEMS[system]
@@ -132,6 +154,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
         for group in groups(questions, at_once):
             for system in SYSTEMS:
                 before = {c: (k.calls, k.sent + k.received) for c, k in clients.items()}
+                had_read = {c: read_by(k.url) for c, k in clients.items()}
                 begin = time.process_time()
                 with counted_trips() as count, looking_ahead(system != "step-by-step"):
                     for spent, length in pool.map(ask, itertools.repeat(system), group):
@@ -142,6 +165,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
                 for c, k in clients.items():
                     traffic[system][f"{c}c"] += k.calls - before[c][0]
                     traffic[system][f"{c}b"] += k.sent + k.received - before[c][1]
+                    read[system][c] += read_by(k.url) - had_read[c]
     n = len(questions)
     return [
         EngineRow(
@@ -158,6 +182,7 @@ def measure(beam: AlignBeam, questions: list[str], at_once: int) -> list[EngineR
             round(trips[system] / n, 2),
             *(round(traffic[system][f"{c}c"] / n, 2) for c in clients),
             *(round(traffic[system][f"{c}b"] / n / 1024, 1) for c in clients),
+            *(round(read[system][c] / n, 1) for c in clients),
         )
         for system in SYSTEMS
     ]
@@ -168,7 +193,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for role in ("target", "anchor", "judge"):
         parser.add_argument(role, help="address of its engine")
-    parser.add_argument("--questions", type=int, default=16, help="where not 16 are asked at once")
+    parser.add_argument(
+        "--questions", type=int, default=16, help="where no more are needed: twice those at once"
+    )
     parser.add_argument("--real", metavar="FOLDER", help="the judge's, with its guard.toml")
     given = parser.parse_args()
     judge = JudgeConfig(url=given.judge, read_s=PATIENCE_S)
@@ -184,13 +211,13 @@ def main() -> None:
     )
     shipped = sample()
     asked = itertools.cycle(p.prompt for p in (*shipped.benign, *shipped.harmful))
-    questions = list(itertools.islice(asked, max(given.questions, *AT_ONCE)))
+    questions = list(itertools.islice(asked, max(given.questions, 2 * max(AT_ONCE))))
     measure(beam, questions[:2], 2)  # whatever is compiled at first use
     writer = rows.Writer(rows.RESULTS / ("engines_real.jsonl" if given.real else "engines.jsonl"))
     for ends in ((),) if given.real else (beam.target.end_ids, ()):
         beam.target.end_ids = ends
         for at_once in AT_ONCE:
-            for row in measure(beam, questions[: max(given.questions, at_once)], at_once):
+            for row in measure(beam, questions[: max(given.questions, 2 * at_once)], at_once):
                 print(row, flush=True)
                 writer.add(row)
     writer.close()

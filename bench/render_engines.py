@@ -49,18 +49,20 @@ def engines(kept: str) -> str:
             f"{row['trips']:.1f}",
             *(f"{row[f'{r}_requests']:.1f}" for r in ("target", "anchor", "judge")),
             *(f"{row[f'{r}_kib']:.0f}" for r in ("target", "anchor", "judge")),
+            *(f"{row[f'{r}_read']:.0f}" for r in ("target", "anchor", "judge")),
         ]
         for row in found
     ]
     header = ["system", "answers", "at once", "ms (p50)", "ms (p95)", "of best of 3",
               "gateway CPU ms", "tokens", "trips", "target requests", "anchor", "judge",
-              "target KiB", "anchor", "judge"]  # fmt: skip
+              "target KiB", "anchor", "judge", "target reads", "anchor", "judge"]  # fmt: skip
     machine, first = found[0]["machine"], found[0]
     served = _SERVED[kept].format(models=first.get("models"))
     return (
         f"{markdown_table(header, lines)}\n\nConditions: {served}; gateway and engines on one "
         f"shared machine ({machine['cpu']}, {machine['cores']} cores): compare times with each "
-        "other only. Blocks of 32 tokens, no spinning workers. "
+        "other only. Reads: tokens of prompts beyond the prefix cache. Blocks of 32 "
+        "tokens, no spinning workers. "
         f"{' or '.join(dict.fromkeys(str(row['answers']) for row in found))} questions a row, each "
         f"asked of all in turn; in full: {first['max_new_tokens']} tokens, whatever ends an "
         f"answer otherwise. Commit {machine['commit']}."

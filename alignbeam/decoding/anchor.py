@@ -245,7 +245,7 @@ class AnchorSteer:
             configs = [b.request.config for b in beams]
             choices = mix(said, target, configs, layout=layout, top_k=1)
         if guesses:
-            foresight.saw(guesses, choices)
+            foresight.saw(guesses, choices, target)
         taken: list[Taken | None] = []
         for n, (beam, choice) in enumerate(zip(beams, choices, strict=True)):
             request, step = beam.request, len(beam.token_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -27,6 +27,19 @@ _STOP_INTERVAL = 4
 _LONG = 256
 #: Keeps the draws of one beam at different places apart.
 _STRIDE = 0x9E3779B97F4A7C15
+
+
+class Wanted(NamedTuple):
+    """What is to be known of a row: log-probabilities of ``names`` after it and ``path``.
+
+    ``ahead``: of how many tokens further, along the engine's own path, at the same price of one
+    question.
+    """
+
+    row: int
+    path: Path = ()
+    names: Sequence[int] = ()
+    ahead: int = 0
 
 
 class RemoteTokens(NextTokens):
@@ -74,6 +87,11 @@ class RemoteTokens(NextTokens):
         return RemoteTokens(self._rows, self._indices, self._charged, ends=False)
 
     @property
+    def names_along(self) -> int:
+        """How many ids the engine names at each of several tokens in a row; see ``Dialect``."""
+        return self._remote.dialect.names_along
+
+    @property
     def slowness(self) -> float:
         """How busy the engine seems to be; see ``Pace``."""
         return self._remote.pace.slowness
@@ -87,7 +105,7 @@ class RemoteTokens(NextTokens):
     def best(self) -> list[int]:
         """The most probable token of each row."""
         rows = range(len(self._indices))
-        self.learn([(row, (), ()) for row in rows])
+        self.learn([Wanted(row) for row in rows])
         return [self._now(row).chosen for row in rows]
 
     def best_token(self, row: int) -> int:
@@ -148,7 +166,7 @@ class RemoteTokens(NextTokens):
     def named(self, names: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """Return the log-probabilities of each row's own ``names``."""
         ends = () if self._ends else self._remote.end_ids
-        self.learn([(n, (), (*ids, *ends)) for n, ids in enumerate(names)])
+        self.learn([Wanted(n, names=(*ids, *ends)) for n, ids in enumerate(names)])
         found = []
         for n, ids in enumerate(names):
             numbers = self._now(n)
@@ -161,16 +179,17 @@ class RemoteTokens(NextTokens):
             found.append(logprobs)
         return found
 
-    def learn(self, wanted: Iterable[tuple[int, Path, Sequence[int]]]) -> None:
-        """Ask at once for whatever of this is not known: a row, tokens after it, names."""
+    def learn(self, wanted: Iterable[Wanted]) -> None:
+        """Ask at once for whatever of this is not known."""
         asked = [
-            (n, path, ids)
-            for n, path, ids in wanted
-            if (known := self._said(n, path)) is None or not known.logprobs.keys() >= set(ids)
+            w
+            for w in wanted
+            if (known := self._said(w.row, w.path)) is None
+            or not known.logprobs.keys() >= set(w.names)
         ]
-        said = self._ask([self._query(n, path, names=ids) for n, path, ids in asked])
-        for (n, path, _), numbers in zip(asked, said, strict=True):
-            self._keep(n, numbers, path)
+        said = self._ask([self._query(w.row, w.path, names=w.names, ahead=w.ahead) for w in asked])
+        for w, numbers in zip(asked, said, strict=True):
+            self._keep(w.row, numbers, w.path)
 
     def prefill(self) -> Callable[[], None]:
         """Have the engine read long rows while another is waited for; see ``NextTokens``."""
@@ -233,7 +252,7 @@ class RemoteTokens(NextTokens):
 
     def _log_rest(self, row: int) -> float:
         """Return the log of what is left of a row's probability without the end tokens."""
-        self.learn([(row, (), self._remote.end_ids)])
+        self.learn([Wanted(row, names=self._remote.end_ids)])
         logprobs = self._now(row).logprobs
         gone = math.fsum(math.exp(logprobs[i]) for i in self._remote.end_ids)
         return math.log1p(-gone) if gone < 1 else -math.inf
@@ -244,7 +263,7 @@ class RemoteTokens(NextTokens):
     def _now(self, row: int) -> Numbers:
         """Return what is known of a row's next token, asking where nothing is."""
         if (known := self._said(row)) is None:
-            self.learn([(row, (), ())])
+            self.learn([Wanted(row)])
             known = self._rows.known(self._indices[row])[()]
         return known
 

@@ -270,6 +270,9 @@ class Dialect(abc.ABC):
     signs: ClassVar[bool] = False
     #: Whether it keeps the prefixes of two salts apart.
     salts: ClassVar[bool] = True
+    #: How many ids it names in one question, at each of the tokens that it chooses in a row; where
+    #: ids take questions of their own, none.
+    names_along: ClassVar[int] = 0
 
     def __init__(self, served: str, root: str, window: int, width: int) -> None:
         self.served, self.root, self.window, self.width = served, root, window, width

@@ -45,6 +45,7 @@ class SGLang(Dialect):
 
     engine = "SGLang"
     positions = "--context-length"
+    names_along = 512  # it names any number, but an answer should stay small
 
     @classmethod
     async def examine(cls, contact: Contact) -> Self:

@@ -50,6 +50,7 @@ class Vllm(Dialect):
     engine = "vLLM"
     positions = "--max-model-len"
     signs = True
+    names_along = MAX_NAMES
 
     def __init__(self, served: str, root: str, window: int, width: int, best: bool) -> None:
         super().__init__(served, root, window, width)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-from tiny_models import random_pair
+from tiny_models import random_pair, random_role
 
 from alignbeam import AlignBeam, BeamConfig
-from alignbeam.decoding.choice import Choice
-from alignbeam.decoding.foresight import Foresight
+from alignbeam.decoding.foresight import Foresight, Rate
+from alignbeam.decoding.remote import Wanted
 from alignbeam.engines.dialect import GREEDY, Numbers
 from alignbeam.engines.pace import Pace
 from alignbeam.engines.rows import RemoteRows
+from alignbeam.engines.vllm import MAX_NAMES, Vllm
 from alignbeam.judge import CallableJudge
 
 CONFIG = BeamConfig(mix_steps=6, beams=3, top_b=20, max_new_tokens=14)
@@ -55,17 +58,17 @@ def test_steps_that_go_another_way_ask_anew_and_drop_what_was_begun(served, pair
 
 
 def test_reach_follows_what_became_of_guesses():
-    foresight = Foresight()
-    assert foresight.reach(1.0) > BeamConfig().mix_steps
+    rate = Rate()
+    assert rate.reach(0.25) > BeamConfig().mix_steps
 
-    def see(guess, times):
-        one = Choice((1,), (0.0,), 1.0, 1.0, 1.0, alpha=0.5, empty_support=False, non_finite=False)
-        foresight.saw([guess] * times, [one] * times)
-        return foresight.reach(1.0)
+    def see(true, times):
+        for _ in range(times):
+            rate.saw(true)
+        return rate.reach(0.25)
 
-    assert see(2, 200) == 0
-    assert 0 < see(1, 50) < 4
-    assert see(1, 1000) > 100
+    assert see(False, 200) == 0
+    assert 0 < see(True, 50) < 4
+    assert see(True, 1000) > 100
 
 
 def test_a_busy_engine_is_asked_in_vain_less_often():
@@ -75,19 +78,72 @@ def test_a_busy_engine_is_asked_in_vain_less_often():
     assert reaches[-2:] == [0, 0]
 
 
-def test_target_that_is_busy_is_asked_a_step_at_a_time_and_answers_the_same(served, pair):
-    (target, asks_target), (_, asks_anchor) = (served(role) for role in pair)
-    asks_target.pace.saw(100, 1.0)
+def busy(role):
+    """Have an engine's completions seem to take longer than they did."""
+    role.pace.saw(100, 1.0)
     for _ in range(30):
-        asks_target.pace.saw(100, 9.0)
+        role.pace.saw(100, 9.0)
+
+
+def asked_while_busy(served, pair, **settings):
+    """As ``asked_by``, of a busy target that was asked one question; what it was asked."""
+    (target, asks_target), (_, asks_anchor) = (served(role) for role in pair)
+    busy(asks_target)
     beam = AlignBeam(asks_target, asks_anchor, CallableJudge(lambda *_: 1.0), CONFIG)
     begin = len(target.asked)
-    result = beam.generate(QUESTIONS[0], alpha=1.0)
-    assert [c.token_ids for c in result.candidates] == here(pair, alpha=1.0)[0]
-    bodies = target.asked[begin:]
+    result = beam.generate(QUESTIONS[0], **settings)
+    return [c.token_ids for c in result.candidates], target.asked[begin:]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_target_that_is_busy_is_asked_no_more_than_it_must_and_answers_the_same(
+    served, pair, alpha
+):
+    found, bodies = asked_while_busy(served, pair, alpha=alpha)
+    assert found == here(pair, alpha=alpha)[0]
     streams = [body for body in bodies if body.get("stream")]
     assert 0 < len(streams) <= CONFIG.beams
     assert max(len(body["prompt"]) for body in bodies if not body.get("stream")) <= CONFIG.beams
+
+
+def test_busy_target_tells_further_steps_along_its_own_path(served, monkeypatch):
+    twins = [random_role(name, "llama", padding=5) for name in ("target", "anchor")]
+
+    def questions():
+        found, bodies = asked_while_busy(served, twins)
+        assert found == here(twins)[0]
+        assert all(len(body.get("logprob_token_ids", ())) <= MAX_NAMES for body in bodies)
+        return sum(len(body["prompt"]) for body in bodies if not body.get("stream"))
+
+    monkeypatch.setattr(Vllm, "names_along", 4 * CONFIG.top_b)
+    few = questions()
+    monkeypatch.setattr(Vllm, "names_along", MAX_NAMES)  # no further than that many names reach
+    fewer = questions()
+    monkeypatch.setattr(Vllm, "names_along", CONFIG.top_b - 1)  # too few for another step
+    many = questions()
+    # The first step's question, and then one for each step of each beam.
+    assert many == 1 + CONFIG.beams * (CONFIG.mix_steps - 1)
+    assert few <= 1 + CONFIG.beams * 2
+    assert fewer <= few < many
+
+
+def test_steps_that_the_target_takes_its_own_way_are_not_asked_about_along_it():
+    foresight, names = Foresight(), [[n] for n in range(6)]
+    target = SimpleNamespace(names_along=3)
+
+    def asked(further):
+        return foresight._questions(target, 7, names, tuple(range(5)), further)
+
+    (one,) = asked(0)
+    assert one == Wanted(7, (), (0, 1, 2), ahead=2)
+    first, second = asked(1)
+    assert first == Wanted(7, (), [0])
+    assert second == Wanted(7, (0,), (1, 2, 3), ahead=2)
+    assert [w.path for w in asked(9)] == [tuple(range(n)) for n in range(6)]
+    assert {w.ahead for w in asked(9)} == {0}
+    for _ in range(200):
+        foresight.shared.saw(False)
+    assert asked(0) == [Wanted(7, (), [0])]
 
 
 def test_pace_is_learnt_from_completions(served, pair):
