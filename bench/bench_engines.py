@@ -39,8 +39,9 @@ AT_ONCE = (1, 16)
 SYSTEMS: dict[str, dict[str, Any]] = {
     "target": {"mix_steps": 0, "beams": 1},
     "best-of-3": {"mix_steps": 0, "beams": 3, "temperature": 0.7},
-    "step-by-step": {},
     "alignbeam": {},
+    # After the other: its texts are the same, and judges that share prefixes have read them.
+    "step-by-step": {},
 }
 
 
