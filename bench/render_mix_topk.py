@@ -19,6 +19,8 @@ Found = list[dict[str, Any]]
 _SETS = {
     "cpu": "",
     "cpu_avx2": "The same machine with ALIGNBEAM_CPU_ISA=avx2; the peers keep all that it has. ",
+    "cpu_amd": "A CPU of another maker. ",
+    "cpu_amd_many": "The same with ALIGNBEAM_CPU_READS=many, without compiled peers. ",
     "cuda": "",
     "cuda_h100": "Another card. ",
 }

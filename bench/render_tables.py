@@ -253,10 +253,23 @@ def answers(found: list[Row]) -> str:
 
 def kernel() -> str:
     """What one mixing step costs on a CPU: ``bench/bench_mix_topk.py``."""
-    found = rows.read("mix_topk_cpu")
+    parts = [part for name in ("cpu", "cpu_amd") for part in on_cpu(rows.read(f"mix_topk_{name}"))]
+    if parts:
+        parts.append(
+            "The best peer is the fastest of what a capable reader would write: top-k on logits "
+            "with two log-sum-exps, and torch.compile of it and of the plain version. [Targets met "
+            "and missed, all inputs, peers and thread counts](../bench/results/mix_topk.md)."
+        )
+    if (rows.RESULTS / "mix_topk_cpu.svg").is_file():
+        parts.append("![how many times longer each peer takes](../bench/results/mix_topk_cpu.svg)")
+    return "\n\n".join(parts)
+
+
+def on_cpu(found: list[Row]) -> list[str]:
+    """One machine's steps, their conditions, and what its memory allows."""
     main = render_mix_topk.pick(found, op="mix_topk", kind="peaked")
     if not main:
-        return ""
+        return []
     first = main[0]
     machine = first["machine"]
     parts = []
@@ -273,15 +286,9 @@ def kernel() -> str:
         "target logits (Qwen2.5 -> Llama-3), B = 50, K = 3, peaked logits; medians, peers in "
         f"turns in one process, {'CPU' if first['basis'] == 'cpu' else 'wall'} time "
         f"({first['timer']}); torch {machine['torch']}, commit {machine['commit']}, "
-        f"{machine['utc'][:10]}. The best peer is the fastest of what a capable reader would "
-        "write: top-k on logits with two log-sum-exps, and torch.compile of it and of the "
-        "plain version. [Targets met and missed, all inputs, peers and thread "
-        "counts](../bench/results/mix_topk.md)."
+        f"{machine['utc'][:10]}."
     )
-    parts.append(render_mix_topk.memory_bound(found))
-    if (rows.RESULTS / "mix_topk_cpu.svg").is_file():
-        parts.append("![how many times longer each peer takes](../bench/results/mix_topk_cpu.svg)")
-    return "\n\n".join(parts)
+    return [*parts, render_mix_topk.memory_bound(found)]
 
 
 def kernel_cuda() -> str:

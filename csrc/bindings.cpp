@@ -225,5 +225,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = "";
 #endif
   m.def("cpu_isa", &cpu_isa);
+  m.def("cpu_reads", &cpu_reads);
   m.attr("source_key") = ALIGNBEAM_SOURCE_KEY;
 }

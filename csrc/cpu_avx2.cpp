@@ -53,7 +53,7 @@ struct Float32 {
   static constexpr DType kDType = DType::kFloat32;
   static constexpr float kNegativeInfinity = -INFINITY;
   static constexpr int kParts = 4;
-  static constexpr int kStreams = 3;
+  static constexpr int kPlaces = 3;
   struct Raw {
     __m256 part[4];
   };
@@ -75,7 +75,7 @@ template <class Format>
 struct Half {
   using Storage = uint16_t;
   static constexpr int kParts = 4;
-  static constexpr int kStreams = 2;
+  static constexpr int kPlaces = 2;
   struct Raw {
     __m256i low, high;
   };
@@ -120,15 +120,10 @@ struct Float16 : Half<Float16> {
 
 }  // namespace
 
-const ScanKernels& avx2_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return kVectorKernels<Simd, BFloat16>;
-    case DType::kFloat16:
-      return kVectorKernels<Simd, Float16>;
-    default:
-      return kVectorKernels<Simd, Float32>;
-  }
+const ScanKernels& avx2_kernels(DType dtype, Reading reading) {
+  return reading == Reading::kOnePlace
+             ? vector_kernels<Simd, Float32, BFloat16, Float16, Reading::kOnePlace>(dtype)
+             : vector_kernels<Simd, Float32, BFloat16, Float16, Reading::kManyPlaces>(dtype);
 }
 
 }  // namespace alignbeam

@@ -39,7 +39,7 @@ struct Float32 {
   static constexpr DType kDType = DType::kFloat32;
   static constexpr float kNegativeInfinity = -INFINITY;
   static constexpr int kParts = 2;
-  static constexpr int kStreams = 3;
+  static constexpr int kPlaces = 3;
   struct Raw {
     __m512 low, high;
   };
@@ -59,7 +59,7 @@ template <class Format>
 struct Half {
   using Storage = uint16_t;
   static constexpr int kParts = 2;
-  static constexpr int kStreams = 2;
+  static constexpr int kPlaces = 2;
   using Raw = __m512i;
 
   static Raw load(const uint16_t* x) { return _mm512_loadu_si512(x); }
@@ -97,15 +97,10 @@ struct Float16 : Half<Float16> {
 
 }  // namespace
 
-const ScanKernels& avx512_kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return kVectorKernels<Simd, BFloat16>;
-    case DType::kFloat16:
-      return kVectorKernels<Simd, Float16>;
-    default:
-      return kVectorKernels<Simd, Float32>;
-  }
+const ScanKernels& avx512_kernels(DType dtype, Reading reading) {
+  return reading == Reading::kOnePlace
+             ? vector_kernels<Simd, Float32, BFloat16, Float16, Reading::kOnePlace>(dtype)
+             : vector_kernels<Simd, Float32, BFloat16, Float16, Reading::kManyPlaces>(dtype);
 }
 
 }  // namespace alignbeam

@@ -40,10 +40,15 @@ struct ScanKernels {
   int (*collect)(const void* logits, int64_t count, int32_t threshold, uint32_t* columns);
 };
 
+// How a block is read where it is not in the caches: in one place, its memory
+// asked for long before it is due, or in several at a time, each followed by a
+// prefetcher of the core's own. Which is faster is the CPU's.
+enum class Reading { kOnePlace, kManyPlaces };
+
 const ScanKernels& scalar_kernels(DType dtype);
 #if defined(ALIGNBEAM_X86)
-const ScanKernels& avx2_kernels(DType dtype);
-const ScanKernels& avx512_kernels(DType dtype);
+const ScanKernels& avx2_kernels(DType dtype, Reading reading);
+const ScanKernels& avx512_kernels(DType dtype, Reading reading);
 #endif
 // Of these, the best that the CPU has and the user allows (mix_topk_cpu.cpp).
 const ScanKernels& best_kernels(DType dtype);

@@ -8,7 +8,7 @@
 // largest lane) of a V, store, and exp2_of(x, scale, offset) = 2^(x * scale +
 // offset); and per dtype a `Type` that reads 32 columns (a "chunk") at a time:
 //   Storage, kParts                how a logit is stored; float vectors a chunk
-//   kStreams                       in how many places of a block to read at once
+//   kPlaces                        how many "many places" are
 //   Raw load(const Storage*)       32 logits as they are in memory
 //   V part(const Raw&, i)          some of them as floats; the parts cover all,
 //                                  in any order
@@ -102,16 +102,17 @@ struct TileSum {
 // How far ahead of its loads a scan asks for memory. The exponentials fill a
 // core's window before it has issued enough loads to hide what lies behind the
 // caches; in the caches, asking costs nothing that shows.
-constexpr int64_t kPrefetchBytes = 2048;
+template <Reading kReading>
+constexpr int64_t kPrefetchBytes = kReading == Reading::kOnePlace ? 8192 : 2048;
 
-template <class Storage>
+template <Reading kReading, class Storage>
 void prefetch_chunk(const Storage* x) {
-  const auto* ahead = reinterpret_cast<const char*>(x) + kPrefetchBytes;
+  const auto* ahead = reinterpret_cast<const char*>(x) + kPrefetchBytes<kReading>;
   for (unsigned b = 0; b < kChunk * sizeof *x; b += 64) __builtin_prefetch(ahead + b);
 }
 
 // The sum of exp(x - shift); maxima into `out` where wanted. One read.
-template <class Simd, class Type, bool kWithMaxima>
+template <class Simd, class Type, Reading kReading, bool kWithMaxima>
 float sum_of(const typename Type::Storage* x, int64_t count, float shift, BlockScan* out) {
   using Tile = TileSum<Simd, Type, kWithMaxima>;
   const float product = shift * kLog2E;
@@ -128,9 +129,7 @@ float sum_of(const typename Type::Storage* x, int64_t count, float shift, BlockS
       delegates.join(tile.maxima);
     }
   };
-  // Several places at a time: a core's own prefetcher follows each of them, and
-  // memory delivers more to several streams than to one.
-  constexpr int kStreams = Type::kStreams;
+  constexpr int kStreams = kReading == Reading::kOnePlace ? 1 : Type::kPlaces;
   const int64_t stride = count / kTile / kStreams;  // in tiles
   for (int64_t i = 0; i < stride; ++i) {
     Tile tiles[kStreams];
@@ -138,7 +137,7 @@ float sum_of(const typename Type::Storage* x, int64_t count, float shift, BlockS
 #pragma GCC unroll 4
       for (int k = 0; k < kStreams; ++k) {
         const auto* chunk = x + k * stride * kTile + j;
-        prefetch_chunk(chunk);
+        prefetch_chunk<kReading>(chunk);
         tiles[k].add(Type::load(chunk), scale, offset);
       }
     }
@@ -174,16 +173,16 @@ constexpr int64_t kShiftColumns = 256;
 // Beyond this, taking out what rounding lost is itself inexact.
 constexpr float kLargestShift = 1e6f;
 
-template <class Simd, class Type, bool kWithMaxima>
+template <class Simd, class Type, Reading kReading, bool kWithMaxima>
 void read_block(const void* logits, int64_t count, BlockScan* out) {
   const auto* x = static_cast<const typename Type::Storage*>(logits);
   float shift = max_of<Simd, Type>(x, count < kShiftColumns ? count : kShiftColumns);
   const bool usable = shift >= -kLargestShift && shift <= kLargestShift;
-  float sum = sum_of<Simd, Type, kWithMaxima>(x, count, usable ? shift : 0.0f, out);
+  float sum = sum_of<Simd, Type, kReading, kWithMaxima>(x, count, usable ? shift : 0.0f, out);
   if (!usable || !(sum < INFINITY)) {
     shift = max_of<Simd, Type>(x, count);
     if (shift >= -kLargestShift && shift <= kLargestShift) {
-      sum = sum_of<Simd, Type, false>(x, count, shift, out);
+      sum = sum_of<Simd, Type, kReading, false>(x, count, shift, out);
     } else {  // no logit at all, NaN, or logits of a size that no model has
       BlockScan plain;
       scalar_kernels(Type::kDType).sum_block(logits, count, &plain);
@@ -217,9 +216,23 @@ int collect_columns(const void* logits, int64_t count, int32_t threshold, uint32
   return found;
 }
 
-template <class Simd, class Type>
-constexpr ScanKernels kVectorKernels{read_block<Simd, Type, true>, read_block<Simd, Type, false>,
+template <class Simd, class Type, Reading kReading>
+constexpr ScanKernels kVectorKernels{read_block<Simd, Type, kReading, true>,
+                                     read_block<Simd, Type, kReading, false>,
                                      collect_columns<Simd, Type>};
+
+// The tables of a unit, by dtype.
+template <class Simd, class Float32, class BFloat16, class Float16, Reading kReading>
+const ScanKernels& vector_kernels(DType dtype) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return kVectorKernels<Simd, BFloat16, kReading>;
+    case DType::kFloat16:
+      return kVectorKernels<Simd, Float16, kReading>;
+    default:
+      return kVectorKernels<Simd, Float32, kReading>;
+  }
+}
 
 }  // namespace
 }  // namespace alignbeam

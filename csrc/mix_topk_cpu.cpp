@@ -49,12 +49,28 @@ Isa isa() {
   return chosen;
 }
 
+// Measured on one CPU of each maker (docs/speed.md).
+Reading choose_reading() {
+  const char* wanted = std::getenv("ALIGNBEAM_CPU_READS");
+  if (wanted != nullptr && std::strcmp(wanted, "one") == 0) return Reading::kOnePlace;
+  if (wanted != nullptr && std::strcmp(wanted, "many") == 0) return Reading::kManyPlaces;
+#if defined(ALIGNBEAM_X86)
+  if (__builtin_cpu_is("amd")) return Reading::kOnePlace;
+#endif
+  return Reading::kManyPlaces;
+}
+
+Reading reading() {
+  static const Reading chosen = choose_reading();
+  return chosen;
+}
+
 }  // namespace
 
 const ScanKernels& best_kernels(DType dtype) {
 #if defined(ALIGNBEAM_X86)
-  if (isa() == Isa::kAvx512) return avx512_kernels(dtype);
-  if (isa() == Isa::kAvx2) return avx2_kernels(dtype);
+  if (isa() == Isa::kAvx512) return avx512_kernels(dtype, reading());
+  if (isa() == Isa::kAvx2) return avx2_kernels(dtype, reading());
 #endif
   return scalar_kernels(dtype);
 }
@@ -118,6 +134,8 @@ const char* mix_topk_cpu(const MixParams& params, const MixOutput& out, int thre
   }
   return nullptr;
 }
+
+const char* cpu_reads() { return reading() == Reading::kOnePlace ? "one" : "many"; }
 
 const char* cpu_isa() {
   switch (isa()) {

@@ -90,5 +90,7 @@ const char* cuda_capture(void* stream, uint64_t* id);
 
 // The instruction set that mix_topk_cpu uses: "avx512", "avx2" or "scalar".
 const char* cpu_isa();
+// In how many places of a row it reads at a time: "one" or "many".
+const char* cpu_reads();
 
 }  // namespace alignbeam

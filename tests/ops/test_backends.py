@@ -15,6 +15,8 @@ from op_strategies import KINDS, Case, assert_matches_reference, cases, embedded
 
 from alignbeam.ops import MixResult, build, mix_topk
 
+#: Each has what those before it have.
+ISAS = ["scalar", "avx2", "avx512"]
 _EXTENSION = build.cpu_extension()
 needs_extension = pytest.mark.skipif(
     _EXTENSION.reason is not None, reason=f"no native extension: {_EXTENSION.reason}"
@@ -74,17 +76,24 @@ def test_mix_topk_cuda_steps_match_reference_on_the_host_at_real_widths() -> Non
 
 
 @needs_extension
-@pytest.mark.parametrize("isa", ["scalar", "avx2"])
-def test_mix_topk_cpu_matches_reference_under_each_instruction_set(isa: str) -> None:
-    # The choice is made once per process. A CPU without AVX2 runs the scalar kernels twice.
-    environment = {**os.environ, "ALIGNBEAM_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize("reads", ["one", "many"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_mix_topk_cpu_matches_reference_under_each_instruction_set(isa: str, reads: str) -> None:
+    # The choice is made once per process. A CPU that lacks some runs what it has once more.
+    environment = {
+        **os.environ,
+        "ALIGNBEAM_CPU_ISA": isa,
+        "ALIGNBEAM_CPU_READS": reads,
+        "OMP_NUM_THREADS": "1",
+    }
     code = f"""
 import sys
 import pytest
 from alignbeam.ops import build
-used = build.cpu_extension().require().cpu_isa()
-if used not in ("{isa}", "scalar"):
-    sys.exit("used " + used)
+extension = build.cpu_extension().require()
+used = extension.cpu_isa(), extension.cpu_reads()
+if used[0] not in {ISAS[: ISAS.index(isa) + 1]} or used[1] != "{reads}":
+    sys.exit(f"used {{used}}")
 chosen = "cpu_matches_reference and not instruction"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", {str(Path(__file__))!r}, "-k", chosen]))
 """
