@@ -375,7 +375,8 @@ def main() -> None:
     for name, found in sets.items():
         sections.append(section(name, found))
         path = bench_rows.RESULTS / f"mix_topk_{name}.svg"
-        if plot(name, found, path):
+        compared = any(row["system"] == "compile_smart_eager" for row in found)
+        if compared and plot(name, found, path):
             sections.append(f"![times the time of mix_topk, against rows]({path.name})")
     text = (
         "# The mixing step, measured\n\nWritten by `bench/render_mix_topk.py` from the rows here."
