@@ -32,8 +32,7 @@ _STRIDE = 0x9E3779B97F4A7C15
 class Wanted(NamedTuple):
     """What is to be known of a row: log-probabilities of ``names`` after it and ``path``.
 
-    ``ahead``: of how many tokens further, along the engine's own path, at the same price of one
-    question.
+    ``ahead``: after how many tokens further, too, of those that the engine itself would take.
     """
 
     row: int
