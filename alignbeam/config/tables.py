@@ -188,6 +188,9 @@ class ServerConfig(CheckedSettings):
         time that an answer took whether they stand in text that is withheld.
     max_messages, max_body_bytes, max_header_bytes : int
         Ceilings of what is read at all.
+    client_bytes_per_s : int
+        Bytes a second that one client's bodies may have for long: reading them holds up everybody's
+        answers. What comes faster waits for a second, and is sent away then.
     max_connections, max_connections_per_address : int
         Connections at a time, and of one address (all clients, where they come through a proxy).
         What comes beyond takes the place of a silent one, or is closed at once; probes
@@ -258,6 +261,7 @@ class ServerConfig(CheckedSettings):
     max_messages: Count = 256
     max_body_bytes: Count = 1 << 20
     max_header_bytes: Count = 16_384
+    client_bytes_per_s: Count = 4 << 20
     max_connections: Count = 1024
     max_connections_per_address: Count = 512
     head_timeout_s: Seconds = 30.0

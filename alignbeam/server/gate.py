@@ -6,8 +6,10 @@ it. Everything is denied but ``/health`` and ``/ready``.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
+import math
 import re
 import secrets
 import time
@@ -18,6 +20,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse
 
 from alignbeam.config import ServerConfig
+from alignbeam.server.allowance import Allowance
 from alignbeam.server.keys import Keys
 from alignbeam.server.problems import Problem
 
@@ -32,6 +35,8 @@ METRICS = "/metrics"
 #: What is answered on connections beyond the limit.
 PROBES = OPEN_PATHS | {METRICS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+#: Seconds that a client which sends too much is waited for before it is sent away.
+_PATIENCE_S = 1.0
 #: Characters of a path that the log keeps: whoever has no key must not fill the disk with it.
 _LOGGED_PATH = 200
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -56,6 +61,8 @@ class Gate:
     def __init__(self, app: App, keys: Keys, metrics_keys: Keys, config: ServerConfig) -> None:
         self._app, self._keys, self._metrics_keys = app, keys, metrics_keys
         self._config = config
+        rate, saved = config.client_bytes_per_s, config.max_body_bytes
+        self._allowance = Allowance(rate, max(rate, saved))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or answer it here."""
@@ -84,8 +91,10 @@ class Gate:
             await send(message)
 
         try:
-            state["client"] = self._admit(scope, headers)
-            await self._app(scope, _bounded(receive, self._config.max_body_bytes), watched)
+            client = state["client"] = self._admit(scope, headers)
+            if scope["path"] not in PROBES:
+                await self._slow_down(client)
+            await self._app(scope, self._bounded(receive, client), watched)
         except Problem as problem:
             if status == 0:
                 reply = JSONResponse(problem.body, problem.status, dict(problem.headers))
@@ -144,6 +153,38 @@ class Gate:
                 headers={"www-authenticate": 'Basic realm="alignbeam"'},
             )
         return name
+
+    async def _slow_down(self, client: str) -> None:
+        """Wait until a client may be read again; raise ``Problem`` where that takes long."""
+        wait_s = self._allowance.wait_s(client)
+        if wait_s > 0:
+            await asyncio.sleep(min(wait_s, _PATIENCE_S))
+            wait_s = self._allowance.wait_s(client)
+        if wait_s > 0:
+            raise Problem(
+                429,
+                "too_many_bytes",
+                f"More than {self._config.client_bytes_per_s} bytes a second came from this "
+                "client.",
+                headers={"retry-after": str(math.ceil(wait_s))},
+            )
+
+    def _bounded(self, receive: Receive, client: str) -> Receive:
+        """Count what is read; a body without a declared length is stopped at the limit too."""
+        read, limit = 0, self._config.max_body_bytes
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                count = len(message.get("body", b""))
+                read += count
+                self._allowance.spend(client, count)
+                if read > limit:
+                    raise _too_large(limit)
+            return message
+
+        return counted
 
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
         origin = headers.get(b"origin")

@@ -39,7 +39,7 @@ _WORDS = {
     408: "The body took too long.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
-    429: "Too much for the audit log; Retry-After says when to ask again.",
+    429: "Too much for the audit log, or too fast; Retry-After says when to ask again.",
     431: "The headers are too large.",
     500: "A model or the server broke; no text left.",
     503: "No answer may leave now; Retry-After says when to ask again.",
