@@ -120,9 +120,10 @@ def test_compensation_is_nothing_where_all_translates_and_the_support_is_everyth
     for ours, due in zip(
         choices(only, q, BeamConfig(**settings, compensate=True)), plain, strict=True
     ):
-        assert due.translated_mass == pytest.approx(1, abs=1e-6)
+        # As exact as the op promises to be; AVX-512's exponentials are 2.7e-6 off.
+        assert due.translated_mass == pytest.approx(1, abs=1e-5)
         assert ours.token_ids == due.token_ids
-        assert ours.logprobs == pytest.approx(due.logprobs, abs=1e-6)
+        assert ours.logprobs == pytest.approx(due.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"mix": "log"}, {"alpha": 0.0}, {"alpha": 1.0}], ids=repr)
