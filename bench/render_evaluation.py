@@ -83,7 +83,11 @@ def sweep_tables(digest: dict[str, Any]) -> list[str]:
     found = []
     for axis in digest["manifest"]["sweep"]:
         lines = []
-        for point in axis["points"]:
+        points = axis["points"]
+        if all(point["method"] != "alignbeam" for point in points):
+            centre = {"value": axis["default"], "method": "alignbeam"}
+            points = sorted([*points, centre], key=lambda point: point["value"])
+        for point in points:
             mark = " (centre)" if point["method"] == "alignbeam" else ""
             cells = [share(f[point["method"]]) for _, f in columns]
             lines.append([f"{point['value']}{mark}", *cells])
