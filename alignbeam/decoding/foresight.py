@@ -99,19 +99,20 @@ class Foresight:
         anchor.top(
             max(beam.request.config.top_b for beam in beams), [min(n, further) for n in left]
         )
+        engine = target if isinstance(target, RemoteTokens) else None
+        further = 0 if engine is None else self.reach(engine.slowness)
         wanted: list[Wanted] = []
         guesses = []
         for row, beam in enumerate(beams):
             table = mixer.table(beam.request.config.fallback, "step")
             names, path = _told(anchor, target, row, beam, table)
             guesses.append(path[0] if path else -1)
-            if isinstance(target, RemoteTokens):
-                further = self.reach(target.slowness)
-                wanted += self._questions(target, row, names, path, further)
+            if engine is not None:
+                wanted += self._questions(engine, row, names, path, further)
                 if left[row] < len(path) <= further:
-                    target.begin_after(row, beam, path)
-        if isinstance(target, RemoteTokens):
-            target.learn(wanted)
+                    engine.begin_after(row, beam, path)
+        if engine is not None:
+            engine.learn(wanted)
         return guesses
 
     def saw(self, guesses: Sequence[int], choices: Sequence[Choice], target: NextTokens) -> None:
