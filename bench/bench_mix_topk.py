@@ -354,6 +354,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="cuda: for everything")
     parser.add_argument("--out", type=Path, help="cuda: the results file")
     parser.add_argument("--leave-out", default="", help="cuda: systems, by name, with commas")
+    parser.add_argument(
+        "--compile-only",
+        choices=DTYPES,
+        help="cuda: fill the compiler's cache, and measure nothing",
+    )
     parser.add_argument("--two-threads", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--captured", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(

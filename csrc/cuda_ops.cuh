@@ -26,6 +26,12 @@ __device__ __forceinline__ int thread_index_anew() {
 __device__ __forceinline__ uint32_t block_index() { return blockIdx.x; }
 __device__ __forceinline__ void block_sync() { __syncthreads(); }
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
+// Of a launch that may begin while the one before it ends: until that has ended and can be seen.
+__device__ __forceinline__ void wait_for_stream() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ int warp_max(int x) { return __reduce_max_sync(0xffffffffu, x); }
 __device__ __forceinline__ int warp_min(int x) { return __reduce_min_sync(0xffffffffu, x); }

@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     mix_topk_kernel(const __grid_constant__ MixParams params, const __grid_constant__ MixOutput out,
                     const __grid_constant__ Plan plan) {
   __shared__ Shared shared;
+  wait_for_stream();
   mix_topk_block(params, out, plan, shared);
 }
 
@@ -41,7 +42,8 @@ int64_t place(Plan& plan, int64_t rows, char* memory) {
 
 struct Device {
   int processors;
-  int resident;  // blocks of the kernel at once
+  int resident;   // blocks of the kernel at once
+  bool overlaps;  // knows wait_for_stream
 };
 
 // The current device, asked for once.
@@ -60,6 +62,11 @@ cudaError_t current_device(Device* device) {
   if (status == cudaSuccess) {
     status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, mix_topk_kernel, kThreads, 0);
   }
+  int major = 0;
+  if (status == cudaSuccess) {
+    status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  }
+  device->overlaps = major >= 9;
   device->resident = device->processors * blocks;
   if (status == cudaSuccess && index < kDevices) known[index] = *device;
   return status;
@@ -119,14 +126,22 @@ const char* mix_topk_cuda(const MixParams& params, const MixOutput& out, void* w
   }
   const bool halves =
       params.anchor.dtype != DType::kFloat32 && params.target.dtype != DType::kFloat32;
-  plan.at_once = rows <= 32;
-  const int unit = (plan.at_once ? 1 : 2) * (halves ? 2 : 1);  // so many bytes are loaded at once
+  const int unit = (rows <= kFewRows ? 1 : 2) * (halves ? 2 : 1);  // so much is loaded at once
   lay_out(plan, rows, device.resident, device.processors, unit);
-  const int blocks = plan.readers + plan.finishers;
-  mix_topk_kernel<<<static_cast<unsigned>(blocks), kThreads, 0,
-                    static_cast<cudaStream_t>(stream)>>>(params, out, plan);
-  status = cudaGetLastError();
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+  // Its blocks are brought to their processors while the kernel before it ends.
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(plan.readers + plan.finishers);
+  config.blockDim = kThreads;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &overlap;
+  config.numAttrs = device.overlaps ? 1 : 0;
+  status = cudaLaunchKernelEx(&config, mix_topk_kernel, params, out, plan);
+  if (status == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();  // said here, and not by whoever asks next
+  return cudaGetErrorString(status);
 }
 
 }  // namespace alignbeam

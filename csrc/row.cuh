@@ -26,6 +26,9 @@ constexpr int kShortMinusInf = -32641;  // short_key(-inf), the least of a real 
 struct Published {
   uint64_t* sums;    // [chunks * kPiecesPerChunk], PartialSums
   uint32_t* maxima;  // the same: two short keys each, the lower group in the lower half
+  // The maxima before the exponentials, so that a finisher lists and gathers while they are added
+  // up; with many rows, where nobody waits for them, it costs more than it gives.
+  bool maxima_first;
 
   static __device__ __forceinline__ uint64_t pack(PartialSum part) {
     uint32_t sum = ~static_cast<uint32_t>(float_bits(part.sum));
@@ -54,11 +57,16 @@ struct Row {
   DType dtype;
   bool aligned;  // 16-byte loads reach every column
 
-  __device__ __forceinline__ float logit(int column) const {
-    if (dtype == DType::kFloat32) return static_cast<const float*>(logits)[column];
-    const uint16_t half = static_cast<const uint16_t*>(logits)[column];
-    return dtype == DType::kBFloat16 ? bits_float(uint32_t{half} << 16) : half_float(half);
+  __device__ __forceinline__ uint32_t bits(int column) const {
+    return dtype == DType::kFloat32 ? static_cast<const uint32_t*>(logits)[column]
+                                    : static_cast<const uint16_t*>(logits)[column];
   }
+  __device__ __forceinline__ float logit_of(uint32_t bits) const {
+    if (dtype == DType::kFloat32) return bits_float(bits);
+    return dtype == DType::kBFloat16 ? bits_float(bits << 16)
+                                     : half_float(static_cast<uint16_t>(bits));
+  }
+  __device__ __forceinline__ float logit(int column) const { return logit_of(bits(column)); }
 };
 
 // A row and what its readers publish of it.
@@ -226,8 +234,9 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
                                           const Published& to, uint32_t place) {
   static_assert(kPieces == 1 || kPieces == 2);
   const int lane = thread_index() % 32;
-  float sum[kPieces];
-  float rest[kPieces];
+  // The lanes share the pieces among themselves as the butterfly below narrows.
+  const int mine = kPieces == 2 ? lane / 16 : 0;
+  const bool publishes = lane % (32 / kPieces) == 0 && piece + mine < end;
   int largest[kPieces];
   uint32_t keys[kPieces];
 #pragma unroll
@@ -239,6 +248,13 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
     largest[p] = low > high ? low : high;
     keys[p] = (static_cast<uint32_t>(low) >> 16) | (static_cast<uint32_t>(high) & 0xffff0000u);
   }
+  const uint32_t my_keys = mine ? keys[kPieces - 1] : keys[0];
+  const auto publish_maxima = [&] {
+    publish(to.maxima + (place + mine), Published::pack_maxima(static_cast<int>(my_keys)));
+  };
+  if (publishes && to.maxima_first) publish_maxima();
+  float sum[kPieces];
+  float rest[kPieces];
 #pragma unroll
   for (int p = 0; p < kPieces; ++p) {
     const Exponent exponent(usable_shift(key_to_float(largest[p])));
@@ -252,19 +268,15 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
     sum[p] = halves[0] + halves[1];
     rest[p] = exponent.rest;
   }
-  // The lanes share the pieces among themselves as the butterfly narrows.
-  const int mine = kPieces == 2 ? lane / 16 : 0;
   float total = sum[0];
   float my_rest = rest[0];
   int my_largest = largest[0];
-  uint32_t my_keys = keys[0];
   if constexpr (kPieces == 2) {
     const float other = mine ? sum[0] : sum[1];
     if (mine) {
       total = sum[1];
       my_rest = rest[1];
       my_largest = largest[1];
-      my_keys = keys[1];
     }
     total += shuffle_xor(other, 16);
   } else {
@@ -272,9 +284,9 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
   }
 #pragma unroll
   for (int step = 8; step > 0; step /= 2) total += shuffle_xor(total, step);
-  if (lane % (32 / kPieces) == 0 && piece + mine < end) {
+  if (publishes) {
     const PartialSum part = close_sum(key_to_float(my_largest), total * exp2_approx(-my_rest));
-    publish(to.maxima + (place + mine), Published::pack_maxima(static_cast<int>(my_keys)));
+    if (!to.maxima_first) publish_maxima();
     publish(to.sums + (place + mine), Published::pack(part));
   }
 }

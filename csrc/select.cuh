@@ -84,20 +84,32 @@ __device__ __forceinline__ int find_bound(const int (&words)[kWords], int wanted
   int enough = warp_min(wanted <= 32 ? first : wanted <= 64 ? second : least) >> 16;
 #pragma unroll 1
   while (too_few - enough > 1) {
-    const int middle = (enough + too_few) >> 1;
-    const int least_of_it = middle * 65536;
-    int reached = 0;
+    const int quarter = (too_few - enough + 3) >> 2;
+    const int second_bar = enough + 2 * quarter < too_few ? enough + 2 * quarter : too_few - 1;
+    const int third_bar = enough + 3 * quarter < too_few ? enough + 3 * quarter : too_few - 1;
+    const int bars[3] = {enough + quarter, second_bar, third_bar};
+    int reached = 0;  // ten bits each: 768 sets at most
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      reached += (words[i] >= least_of_it) + (low_half(words[i]) >= least_of_it);
+      const int low = low_half(words[i]);
+#pragma unroll
+      for (int b = 0; b < 3; ++b) {
+        reached += ((words[i] >= bars[b] * 65536) + (low >= bars[b] * 65536)) << (10 * b);
+      }
     }
     reached = warp_sum(reached);
-    if (reached < wanted) {
-      too_few = middle;
-    } else {
-      enough = middle;
-      if (reached <= wanted + wanted / 8) break;
+    int best = 0;
+#pragma unroll
+    for (int b = 2; b >= 0; --b) {
+      const int count = reached >> (10 * b) & 1023;
+      if (count < wanted) {
+        too_few = bars[b];
+      } else if (bars[b] > enough) {
+        enough = bars[b];
+        best = count;
+      }
     }
+    if (best != 0 && best <= wanted + wanted / 8) break;
   }
   return enough > kShortMinusInf ? enough : kShortMinusInf;
 }
@@ -314,7 +326,7 @@ __device__ __forceinline__ void rank_candidates(int count, int wanted, const int
   for (int begin = 0; begin < count; begin += kHalves * kQuads) {
     uint64_t key[kHalves];
     int id[kHalves];
-    float logit[kHalves];
+    uint32_t bits[kHalves];  // of the target's logit
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {  // all look-ups before the first comparison
       const int i = begin + h * kQuads + thread_index() / 4;
@@ -324,17 +336,17 @@ __device__ __forceinline__ void rank_candidates(int count, int wanted, const int
         id[h] = load_once(table + rank_id(key[h]));
       }
     }
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      const bool inside = id[h] >= 0 && id[h] < target.columns;
+      bits[h] = inside ? target.bits(id[h]) : 0;
+    }
     int before[kHalves] = {};
 #pragma unroll 4
     for (int j = sub; j < count; j += 4) {
       const uint64_t other = s.candidates[j];
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) before[h] += other > key[h];
-    }
-#pragma unroll
-    for (int h = 0; h < kHalves; ++h) {
-      const bool inside = id[h] >= 0 && id[h] < target.columns;
-      logit[h] = inside ? target.logit(id[h]) : 0.0f;
     }
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
@@ -346,7 +358,7 @@ __device__ __forceinline__ void rank_candidates(int count, int wanted, const int
         s.selected[before[h]] = rank_logit(key[h]);
         if (table != nullptr) {
           s.to[before[h]] = s.ids[before[h]] = id[h];
-          s.logit[before[h]] = logit[h];
+          s.logit[before[h]] = target.logit_of(bits[h]);
           s.log_a[before[h]] = log_prob(rank_logit(key[h]), s.totals[0]);
           if (id[h] < -1 || id[h] >= target.columns) {
             s.outside = 1;

@@ -91,6 +91,33 @@ def test_mix_topk_cuda_replays_in_a_graph() -> None:
         assert_same_bits(MixResult(*(t.cpu() for t in out)), run(case))
 
 
+def test_mix_topk_cuda_sees_what_the_kernel_before_it_wrote() -> None:
+    # A launch may begin while the one before it ends; logits of 300 rows keep that one busy.
+    case = case_of(300)
+    anchor, target, table = (
+        case.anchor_logits.cuda(), case.target_logits.cuda(), case.table.cuda()
+    )  # fmt: skip
+    want = run(case)
+    made = torch.empty_like(anchor)
+    mix_topk(anchor, target, table, top_k=3, backend="cuda")
+    outs = []
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            made.fill_(0.0)
+            torch.mul(anchor, 1.0, out=made)
+            outs.append(mix_topk(made, target, table, top_k=3, backend="cuda"))
+            outs.append(mix_topk(anchor, target, table, top_k=3, backend="cuda"))
+    for _ in range(5):
+        graph.replay()
+        made.fill_(0.0)
+        torch.mul(anchor, 1.0, out=made)
+        eager = mix_topk(made, target, table, top_k=3, backend="cuda")
+        torch.cuda.synchronize()
+        for out in (*outs, eager):
+            assert_same_bits(MixResult(*(t.cpu() for t in out)), want)
+
+
 def test_mix_topk_cuda_calls_of_one_graph_share_a_workspace_and_no_graph_zeroes_one() -> None:
     steps = [case_of(2), case_of(3), case_of(2)]
     inputs = [(c.anchor_logits.cuda(), c.target_logits.cuda(), c.table.cuda()) for c in steps]
