@@ -34,8 +34,6 @@ inline Divisor divisor(uint32_t by) {
   return {static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + by - 1) / by), 31 + log};
 }
 
-constexpr int kFewRows = 32;
-
 // How one launch is laid out.
 struct Plan {
   int anchor_chunks;
@@ -43,7 +41,7 @@ struct Plan {
   int readers;    // blocks
   int unit;       // pieces that a warp takes at a time: 1, 2 or 4, and so of one row
   int finishers;  // blocks; and rows whose anchors are read before their targets
-  bool at_once;   // a row's anchor and target come at the same time
+  bool at_once;   // few rows: anchor and target come at the same time
   // What the readers' warps would have to keep in registers, or to divide by.
   uint32_t anchor_pieces;
   uint32_t target_pieces;
@@ -61,10 +59,9 @@ struct Plan {
 __device__ __forceinline__ PublishedRow row_of(const MixParams& params, const Plan& plan,
                                                int64_t row, bool anchor) {
   const int64_t place = row * plan.row_pieces + (anchor ? 0 : plan.anchor_pieces);
-  return {
-      make_row(anchor ? params.anchor : params.target, row),
-      anchor ? plan.anchor_chunks : plan.target_chunks,
-      {plan.published.sums + place, plan.published.maxima + place, plan.published.maxima_first}};
+  return {make_row(anchor ? params.anchor : params.target, row),
+          anchor ? plan.anchor_chunks : plan.target_chunks,
+          {plan.published.sums + place, plan.published.maxima + place}};
 }
 
 // Brings the table's part for these pieces of a row into L2, where all finishers will look for it.
@@ -211,16 +208,14 @@ inline void lay_out(Plan& plan, int64_t rows, int resident, int processors, int 
   plan.pieces = static_cast<uint32_t>(rows * plan.row_pieces);
   const int64_t groups = (rows + processors - 1) / processors;
   plan.finishers = static_cast<int>((rows + groups - 1) / groups);
-  plan.published.maxima_first = groups == 1;
   plan.unit = unit;
   const int64_t useful = (plan.pieces / unit + kWarps - 1) / kWarps;
-  // Where readers take many turns, a processor that holds one more of them than the others ends
-  // last: as many on each, beside a finisher.
-  const int64_t most = resident - (rows <= kFewRows ? plan.finishers : processors);
+  // Where readers take turns, a processor that holds one more of them than the others ends last:
+  // as many on each, beside a finisher.
+  const int64_t most = resident - (plan.at_once ? plan.finishers : processors);
   const int64_t readers = useful < most ? useful : most;
   plan.readers = static_cast<int>(readers > 1 ? readers : 1);  // whom all others wait for
   plan.step = plan.readers * kWarps * unit;
-  plan.at_once = plan.pieces <= plan.step;
   plan.by_group = divisor(plan.finishers * plan.row_pieces);
   plan.by_anchor = divisor(plan.anchor_pieces);
   plan.by_target = divisor(plan.target_pieces);

@@ -126,7 +126,8 @@ const char* mix_topk_cuda(const MixParams& params, const MixOutput& out, void* w
   }
   const bool halves =
       params.anchor.dtype != DType::kFloat32 && params.target.dtype != DType::kFloat32;
-  const int unit = (rows <= kFewRows ? 1 : 2) * (halves ? 2 : 1);  // so much is loaded at once
+  plan.at_once = rows <= 32;
+  const int unit = (plan.at_once ? 1 : 2) * (halves ? 2 : 1);  // so many bytes are loaded at once
   lay_out(plan, rows, device.resident, device.processors, unit);
   // Its blocks are brought to their processors while the kernel before it ends.
   cudaLaunchAttribute overlap{};

@@ -44,12 +44,12 @@ const char* mix_topk_host(const MixParams& params, const MixOutput& out) {
   static uint32_t seed = 0;
   ++seed;
   const auto processors = static_cast<int>(1 + seed * 2654435761u % 5);
-  lay_out(plan, rows, processors + static_cast<int>(seed * 40503u % 8), processors, 1 << seed % 3);
   plan.at_once = seed % 2 != 0;
+  lay_out(plan, rows, processors + static_cast<int>(seed * 40503u % 8), processors, 1 << seed % 3);
   const int64_t pieces = rows * (plan.anchor_chunks + plan.target_chunks) * kPiecesPerChunk;
   Zeros<uint64_t> sums(pieces);
   Zeros<uint32_t> maxima(pieces);
-  plan.published = {sums.data(), maxima.data(), seed / 2 % 2 != 0};
+  plan.published = {sums.data(), maxima.data()};
   const int blocks = plan.readers + plan.finishers;
   for (int b = 0; b < blocks; ++b) {
     // The readers in either order, then the finishers: here, nobody can wait for another block.

@@ -26,9 +26,6 @@ constexpr int kShortMinusInf = -32641;  // short_key(-inf), the least of a real 
 struct Published {
   uint64_t* sums;    // [chunks * kPiecesPerChunk], PartialSums
   uint32_t* maxima;  // the same: two short keys each, the lower group in the lower half
-  // The maxima before the exponentials, so that a finisher lists and gathers while they are added
-  // up; with many rows, where nobody waits for them, it costs more than it gives.
-  bool maxima_first;
 
   static __device__ __forceinline__ uint64_t pack(PartialSum part) {
     uint32_t sum = ~static_cast<uint32_t>(float_bits(part.sum));
@@ -248,11 +245,11 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
     largest[p] = low > high ? low : high;
     keys[p] = (static_cast<uint32_t>(low) >> 16) | (static_cast<uint32_t>(high) & 0xffff0000u);
   }
-  const uint32_t my_keys = mine ? keys[kPieces - 1] : keys[0];
-  const auto publish_maxima = [&] {
+  // Before the exponentials: a finisher lists and gathers while they are added up.
+  if (publishes) {
+    const uint32_t my_keys = mine ? keys[kPieces - 1] : keys[0];
     publish(to.maxima + (place + mine), Published::pack_maxima(static_cast<int>(my_keys)));
-  };
-  if (publishes && to.maxima_first) publish_maxima();
+  }
   float sum[kPieces];
   float rest[kPieces];
 #pragma unroll
@@ -286,7 +283,6 @@ __device__ __forceinline__ void summarise(const Octet<kType> (&x)[2 * kPieces], 
   for (int step = 8; step > 0; step /= 2) total += shuffle_xor(total, step);
   if (publishes) {
     const PartialSum part = close_sum(key_to_float(my_largest), total * exp2_approx(-my_rest));
-    if (!to.maxima_first) publish_maxima();
     publish(to.sums + (place + mine), Published::pack(part));
   }
 }

@@ -82,34 +82,40 @@ __device__ __forceinline__ int find_bound(const int (&words)[kWords], int wanted
   // Beyond the largest of the second ones are the lanes' first ones, 32 at most.
   if (wanted > 32) too_few = (warp_max(second) >> 16) + 1;
   int enough = warp_min(wanted <= 32 ? first : wanted <= 64 ? second : least) >> 16;
+  // Three bars at a time, whose counts of ten bits each are one sum: 64 * kWords sets at most.
+  static_assert(64 * kWords < 1024);
 #pragma unroll 1
   while (too_few - enough > 1) {
     const int quarter = (too_few - enough + 3) >> 2;
-    const int second_bar = enough + 2 * quarter < too_few ? enough + 2 * quarter : too_few - 1;
-    const int third_bar = enough + 3 * quarter < too_few ? enough + 3 * quarter : too_few - 1;
-    const int bars[3] = {enough + quarter, second_bar, third_bar};
-    int reached = 0;  // ten bits each: 768 sets at most
+    int bars[3];
+#pragma unroll
+    for (int b = 0; b < 3; ++b) {
+      const int bar = enough + (b + 1) * quarter;
+      bars[b] = bar < too_few ? bar : too_few - 1;
+    }
+    int counts = 0;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
       const int low = low_half(words[i]);
 #pragma unroll
       for (int b = 0; b < 3; ++b) {
-        reached += ((words[i] >= bars[b] * 65536) + (low >= bars[b] * 65536)) << (10 * b);
+        const int least_of_it = bars[b] * 65536;
+        counts += ((words[i] >= least_of_it) + (low >= least_of_it)) << (10 * b);
       }
     }
-    reached = warp_sum(reached);
-    int best = 0;
+    counts = warp_sum(counts);
+    int reached = 0;
 #pragma unroll
-    for (int b = 2; b >= 0; --b) {
-      const int count = reached >> (10 * b) & 1023;
-      if (count < wanted) {
-        too_few = bars[b];
-      } else if (bars[b] > enough) {
+    for (int b = 0; b < 3; ++b) {
+      const int count = counts >> (10 * b) & 1023;
+      if (count >= wanted) {  // those before it, too
         enough = bars[b];
-        best = count;
+        reached = count;
+      } else if (bars[b] < too_few) {
+        too_few = bars[b];
       }
     }
-    if (best != 0 && best <= wanted + wanted / 8) break;
+    if (reached != 0 && reached <= wanted + wanted / 8) break;
   }
   return enough > kShortMinusInf ? enough : kShortMinusInf;
 }
