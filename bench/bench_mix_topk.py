@@ -325,7 +325,8 @@ def bench_cpu(arguments: argparse.Namespace, table: Tensor, naive: dict) -> list
     made = roofline_rows()
     wanted = "eager,smart_eager" if arguments.compiled is None else arguments.compiled
     modes = {name: arguments.compile for name in wanted.split(",") if name}
-    for dtype_name, dtype in DTYPES.items():
+    for dtype_name in arguments.dtypes:
+        dtype = DTYPES[dtype_name]
         for count in arguments.rows:
             x = make_input("peaked", count, dtype, table, "cpu")
             made += measure_cpu(x, dtype_name, 1, naive, modes, arguments.budget)
@@ -344,6 +345,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--budget", type=float, default=0.6, help="seconds per system and input")
     parser.add_argument("--compile", default="default", help="torch.compile's mode")
     parser.add_argument(
@@ -355,9 +357,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="cuda: the results file")
     parser.add_argument("--leave-out", default="", help="cuda: systems, by name, with commas")
     parser.add_argument(
-        "--compile-only",
-        choices=DTYPES,
-        help="cuda: fill the compiler's cache, and measure nothing",
+        "--compile-only", action="store_true", help="cuda: fill the compiler's cache, no more"
     )
     parser.add_argument("--two-threads", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--captured", action=argparse.BooleanOptionalAction, default=True)

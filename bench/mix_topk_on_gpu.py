@@ -27,7 +27,7 @@ _KINDS = ("equal", "ascending", "masked", "ties")  # made to defeat a select; ti
 _KINDS_AT = 3
 _HOT_CALLS = 32
 _COLD_CALLS = 24
-_GROUP_S = 4.0  # one R and dtype without anything compiled; on an H200 it was more
+_GROUP_S = 10.0  # one R and dtype, before it is known of the last one
 _BULK_BYTES = 2**30
 LEFT_OUT = "left out: "  # begins the lines that say so
 
@@ -62,11 +62,11 @@ class Group:
         return ["peaked", *(_KINDS if self.rows == _KINDS_AT else ())]
 
 
-def groups(counts: list[int]) -> list[Group]:
+def groups(counts: list[int], dtypes: list[str]) -> list[Group]:
     """In the order of what is missed most: bf16 before fp32, the ends before what is between."""
     order = (1, 24, 256, 3, 96)
     ranked = sorted(counts, key=lambda c: order.index(c) if c in order else len(order))
-    return [Group(dtype, count) for dtype in ("bf16", "fp32") for count in ranked]
+    return [Group(dtype, count) for dtype in sorted(dtypes) for count in ranked]
 
 
 class Systems:
@@ -143,6 +143,18 @@ def copies_for(rows: int, dtype: torch.dtype, cache_bytes: int) -> int:
     return max(2, -(-5 * cache_bytes // one))
 
 
+def cold_calls(inputs: list[bench.Input], turn: int) -> list[bench.Input]:
+    """The inputs of one system's graph, none of which it finds in a cache.
+
+    A quarter of them all, if that is `_COLD_CALLS` at least: more than the cache holds, and others
+    than the system before it took. Fewer are gone through again: what starting a graph costs is
+    not to be seen in a call, however few inputs do.
+    """
+    calls = max(_COLD_CALLS, -(-len(inputs) // 4))
+    begin = turn * calls
+    return [inputs[(begin + i) % len(inputs)] for i in range(calls)]
+
+
 def works_on(x: list[bench.Input], call: Callable[[bench.Input], object]) -> list[timing.Work]:
     return [lambda one=one: call(one) for one in x]
 
@@ -187,13 +199,11 @@ def measure_kind(
     reader = read_call()
     if reader is not None:
         calls["read"] = reader
-    # Over and over: what starting a graph costs is not to be seen in a call, however few inputs do.
-    timers = {"graph, cold L2": inputs * -(-_COLD_CALLS // len(inputs))}
-    if kind == "peaked":
-        timers["graph, hot L2"] = [x] * _HOT_CALLS
-    for timer, over in timers.items():
+    timers = ["graph, cold L2", *(["graph, hot L2"] if kind == "peaked" else [])]
+    for timer in timers:
         passes = {}
-        for name, call in calls.items():
+        for turn, (name, call) in enumerate(calls.items()):
+            over = cold_calls(inputs, turn) if timer == timers[0] else [x] * _HOT_CALLS
             try:
                 passes[name] = timing.capture(works_on(over, call))
             except RuntimeError as error:
@@ -256,8 +266,8 @@ def compile_ahead(todo: list[Group], argv: list[str], most_s: float) -> None:
     environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, bench_script, *argv, "--device", "cuda", "--compile-only", group.dtype,
-             "--rows", str(group.rows)],
+            [sys.executable, bench_script, *argv, "--device", "cuda", "--compile-only",
+             "--dtypes", group.dtype, "--rows", str(group.rows)],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         for group in todo
@@ -271,9 +281,11 @@ def compile_ahead(todo: list[Group], argv: list[str], most_s: float) -> None:
     print(f"compiled ahead in {time.monotonic() - end + most_s:.0f} s", flush=True)
 
 
-def compile_only(group: Group, systems: Systems, table: torch.Tensor) -> int:
-    x = bench.make_input("peaked", group.rows, bench.DTYPES[group.dtype], table, "cuda")
-    systems.compile_for(x, group, 0.0)
+def compile_only(todo: list[Group], systems: Systems, table: torch.Tensor) -> int:
+    with torch.inference_mode():
+        for group in todo:
+            x = bench.make_input("peaked", group.rows, bench.DTYPES[group.dtype], table, "cuda")
+            systems.compile_for(x, group, 0.0)
     return 0
 
 
@@ -292,10 +304,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     # The random table: what it translates does not change what a step costs.
     table = bench.real_pair(None)[0].cuda()
+    todo = groups(arguments.rows, arguments.dtypes)
     if arguments.compile_only:
-        with torch.inference_mode():
-            group = Group(arguments.compile_only, arguments.rows[0])
-            return compile_only(group, systems, table)
+        return compile_only(todo, systems, table)
     # Above 0.6 the default of the CPU, whose samples are single calls; here each is a mean of many.
     system_s = min(arguments.budget, 0.05)
     name = arguments.name or bench.default_name("cuda")
@@ -305,27 +316,30 @@ def run(arguments: argparse.Namespace) -> int:
         for row in made:
             writer.add(row)
 
-    todo = groups(arguments.rows)
     if names:
         argv = ["--compiled", names, "--compile", arguments.compile]
         compile_ahead(todo, [*argv, "--leave-out", arguments.leave_out], budget.left() / 3)
     with torch.inference_mode():
         add(bandwidths())
+        group_s = _GROUP_S
         for at, group in enumerate(todo):
-            others_s = _GROUP_S * (len(todo) - at - 1)
-            if budget.left() < _GROUP_S:
+            if budget.left() < group_s:
                 for late in todo[at:]:
                     budget.leave_out(f"{late.dtype}, R = {late.rows}", "the seconds are spent")
                 break
+            reserve_s = group_s * (len(todo) - at)
             compiled: dict[str, peers.Peer] = {}
             for kind in group.kinds():
-                if kind != "peaked" and budget.left() < _GROUP_S:
+                if kind != "peaked" and budget.left() < reserve_s:
                     budget.leave_out(f"{group.dtype}, R = {group.rows}, {kind}", "no seconds left")
                     continue
+                left = budget.left()
                 measure_kind(
-                    group, kind, table, systems, budget, others_s + _GROUP_S, system_s, compiled,
-                    add,
-                )  # fmt: skip
+                    group, kind, table, systems, budget, reserve_s, system_s, compiled, add
+                )
+                if kind == "peaked":
+                    group_s = max(3.0, left - budget.left())
+                    print(f"{group.dtype}, R = {group.rows}: {group_s:.0f} s", flush=True)
                 torch.cuda.empty_cache()
     writer.close()
     print(f"wrote {writer.path}; left out: {len(budget.left_out)}")
