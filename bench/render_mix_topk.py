@@ -355,7 +355,7 @@ def plot(name: str, found: Found, path: Path) -> bool:
         axis.set(xscale="log", yscale="log", xlabel="rows R", title=f"{name}, {dtype}")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("times the time of mix_topk")
-    axes[-1].legend(fontsize=8)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right", fontsize=8)
     # The same rows give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "mix_topk"}):
         figure.savefig(path, metadata={"Date": None})
