@@ -1,27 +1,25 @@
 """Where a CUDA step's time goes: when the finisher of each row is done with each of its parts.
 
-``python bench/phases.py`` builds the kernel with its marks (``phases.cu``, nvcc), runs steps whose
-logits lie in no cache, and writes ``bench/results/phases_cuda.jsonl``. Marks cost some 30 ns each,
-and code is cold too: single steps are slower here than in `bench_mix_topk`'s graphs.
+``python bench/phases.py`` builds the kernel with its marks (nvcc), runs steps whose logits lie in
+no cache, and writes ``bench/results/phases_cuda.jsonl``. Marks cost some 30 ns each, and code is
+cold too: single steps are slower here than in `bench_mix_topk`'s graphs.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import bench_mix_topk as bench
+import kernel_library
 import rows as bench_rows
 import timing
 import torch
 
-_SOURCE = Path(__file__).with_name("phases.cu")
 # In the order of marks.cuh.
 PARTS = (
     "begins", "anchor's maxima taken", "groups listed", "candidates gathered", "ranked, translated",
@@ -45,51 +43,24 @@ class Row:
     took_p90_us: float
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    """Compile the library for the GPU at hand. RuntimeError where nvcc is missing or fails."""
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        raise RuntimeError("phases: nvcc was not found; install the CUDA toolkit")
-    major, minor = torch.cuda.get_device_capability()
-    library = folder / "phases.so"
-    command = [
-        nvcc, "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-shared", "-Xcompiler", "-fPIC",
-        "-o", str(library), str(_SOURCE),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"phases: nvcc failed: {done.stderr.strip()[-2000:]}")
-    found = ctypes.CDLL(str(library))
-    found.workspace_bytes.restype = ctypes.c_int64
-    found.workspace_bytes.argtypes = [ctypes.c_int64] * 3
-    found.marked_step.restype = ctypes.c_char_p
-    found.marked_step.argtypes = [
-        *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3, ctypes.c_int, *[ctypes.c_void_p] * 2,
-        ctypes.c_int64, *[ctypes.c_void_p] * 2,
-    ]  # fmt: skip
-    return found
-
-
-def measure(library: ctypes.CDLL, rows: int, dtype: str, table: torch.Tensor) -> list[Row]:
+def measure(library: Path, rows: int, dtype: str, table: torch.Tensor) -> list[Row]:
     """Time the parts of one shape; the first lines are of the readers."""
     x = bench.make_input("peaked", rows, bench.DTYPES[dtype], table, "cuda")
-    anchor_width, target_width = x.anchor.shape[1], x.target.shape[1]
-    out = torch.empty(64 * rows, dtype=torch.uint8, device="cuda")
-    needed = library.workspace_bytes(rows, anchor_width, target_width)
-    workspace = torch.zeros(needed, dtype=torch.uint8, device="cuda")
+    kernel = kernel_library.Kernel(library, rows, x.anchor.shape[1], x.target.shape[1])
+    made = kernel.library
+    made.read_marks.restype = ctypes.c_char_p
+    made.read_marks.argtypes = [ctypes.c_void_p] * 2
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    marks = torch.empty(library.most_rows(), library.mark_count(), dtype=torch.int64)
-    blocks = torch.empty(library.most_blocks(), 2, dtype=torch.int64)
+    marks = torch.empty(made.most_rows(), made.mark_count(), dtype=torch.int64)
+    blocks = torch.empty(made.most_blocks(), 2, dtype=torch.int64)
     since: dict[str, list[float]] = {}
     took: dict[str, list[float]] = {}
     for step in range(_STEPS):
         flush.fill_(step)
+        made.forget_marks()
         torch.cuda.synchronize()
-        error = library.marked_step(
-            x.anchor.data_ptr(), x.target.data_ptr(), x.table.data_ptr(), rows, anchor_width,
-            target_width, 0 if dtype == "fp32" else 1, out.data_ptr(), workspace.data_ptr(), needed,
-            marks.data_ptr(), blocks.data_ptr(),
-        )  # fmt: skip
+        kernel(x.anchor, x.target, x.table)
+        error = made.read_marks(marks.data_ptr(), blocks.data_ptr())
         if error is not None:
             raise RuntimeError(f"phases: {error.decode()}")
         if step < _UNTIMED:
@@ -127,7 +98,7 @@ def main() -> int:
     table = bench.real_pair(None)[0].cuda()
     writer = bench_rows.Writer(arguments.out)
     with tempfile.TemporaryDirectory() as folder:
-        library = build(Path(folder))
+        library = kernel_library.build(Path(folder) / "marked.so", marks=True)
         for dtype in ("bf16", "fp32"):
             for count in arguments.rows:
                 for row in measure(library, count, dtype, table):

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// When a row's steps ended, for bench/phases.cu, which defines ALIGNBEAM_MARKS. Elsewhere nothing
+// When a row's steps ended, for bench/phases.py, which defines ALIGNBEAM_MARKS. Elsewhere nothing
 // of it is compiled.
 #pragma once
 

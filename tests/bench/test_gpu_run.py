@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -19,7 +20,9 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPO / "bench"))
 
 import bench_mix_topk as bench  # noqa: E402
+import compare_kernels  # noqa: E402
 import gpu_summary  # noqa: E402
+import kernel_library  # noqa: E402
 import mix_topk_on_gpu  # noqa: E402
 import on_gpu  # noqa: E402
 import peers  # noqa: E402
@@ -409,3 +412,35 @@ for dtype in ("*bf16", "*fp32"):
 def test_read_kernel_reads_all_and_compiles_for_a_gpu(script: str, interpret: str) -> None:
     done = python("-c", script, TRITON_INTERPRET=interpret)
     assert done.returncode == 0, done.stderr
+
+
+def test_kernels_are_built_as_libraries_where_there_is_a_compiler(tmp_path: Path) -> None:
+    if kernel_library.nvcc() is None:
+        with pytest.raises(RuntimeError, match="nvcc was not found"):
+            kernel_library.build(tmp_path / "kernel.so", arch="90")
+        return
+    library = kernel_library.build(tmp_path / "kernel.so", arch="90", marks=True)
+    symbols = library.read_bytes()
+    for name in (b"workspace_bytes", b"step", b"forget_marks", b"read_marks", b"mark_count"):
+        assert name in symbols
+    (tmp_path / "mix_topk.cu").write_text("no such thing;")
+    with pytest.raises(RuntimeError, match=f"nvcc failed on {tmp_path}"):
+        kernel_library.build(tmp_path / "broken.so", tmp_path, arch="90")
+
+
+@pytest.mark.parametrize("text", ["csrc", "now=", "now=nowhere", "=csrc", "a/b=csrc"])
+def test_compared_kernels_have_a_name_and_a_folder(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPO)
+    assert compare_kernels.named("now=csrc") == ("now", Path("csrc"))
+    with pytest.raises(argparse.ArgumentTypeError):
+        compare_kernels.named(text)
+
+
+@without_gpu
+def test_kernels_are_not_compared_without_a_gpu(tmp_path: Path) -> None:
+    done = python("bench/compare_kernels.py", "now=csrc", "--out", str(tmp_path / "rows.jsonl"))
+    assert done.returncode == 2
+    assert "no GPU" in done.stderr
+    assert list(tmp_path.iterdir()) == []
