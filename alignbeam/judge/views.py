@@ -139,9 +139,21 @@ def plain_letters(text: str) -> str:
     cased = [c for c in plain if c.isupper() or c.islower()]
     capitals = sum(c.isupper() for c in cased)
     if len(cased) >= _LEAST_CASED and capitals >= _CAPITALS * len(cased):
-        lower = plain.lower()
-        plain = re.sub(r"(^|[.!?\n]\s*)(\w)", lambda m: m[1] + m[2].upper(), lower)
+        plain = _sentence_case(plain.lower())
     return plain
+
+
+def _sentence_case(text: str) -> str:
+    # Word by word: a pattern that looks for what follows an end would walk through a run of
+    # newlines from each of them.
+    pieces = re.split(r"(\w+)", text)  # what is between words, and words, in turns
+    for i in range(1, len(pieces), 2):
+        between = pieces[i - 1]
+        signs = between.rstrip()
+        ended = signs.endswith((".", "!", "?")) or "\n" in between[len(signs) :]
+        if ended or (i == 1 and not between):
+            pieces[i] = pieces[i][0].upper() + pieces[i][1:]
+    return "".join(pieces)
 
 
 def _latin(text: str) -> list[str]:

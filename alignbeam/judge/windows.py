@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Final
 
 from alignbeam.errors import PromptError
@@ -90,12 +90,18 @@ def most_windows(characters: int, tokens: int, room: int) -> int:
     return min(MAX_WINDOWS, 1 + max(0, math.ceil((1 - least) / (least * (1 - OVERLAP)))))
 
 
-_SENTENCE: Final = re.compile(r".+?(?:[.!?\u3002\uff01\uff1f]+[\"')\]]*\s+|\n+|$)", re.DOTALL)
+# Signs are looked at from the first of a run alone: a run that ends nothing would be walked through
+# anew from each of its signs, which for a text of dots takes the square of its length.
+_SENTENCE_END: Final = re.compile(
+    r"(?<![.!?\u3002\uff01\uff1f])[.!?\u3002\uff01\uff1f]+[\"')\]]*\s+|\n+"
+)
 
 
 def sentences(text: str) -> list[str]:
     """Cut ``text`` at the ends of its sentences and lines; blanks around them stay."""
-    return [piece for piece in _SENTENCE.findall(text) if piece.strip()]
+    ends = [0, *(found.end() for found in _SENTENCE_END.finditer(text)), len(text)]
+    pieces = (text[begin:end] for begin, end in pairwise(ends))
+    return [piece for piece in pieces if piece.strip()]
 
 
 def parts(text: str, short: Callable[[str], bool], most: int) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from judge_roles import ScriptedRole, byte_level_tokenizer, random_role
 
 from alignbeam.config import JudgeConfig
@@ -278,3 +281,17 @@ def test_segments_are_what_stands_between_marks():
 )
 def test_ordinary_letters_stay_as_they_are(text):
     assert plain_letters(text) == text
+
+
+@given(st.text(alphabet='AB.!?\n \t"1_', max_size=40))
+def test_shouted_sentences_begin_with_a_capital_and_go_on_without(text):
+    text = f"SHOUTING {text} LOUD"
+    pattern = r"(^|[.!?\n]\s*)(\w)"  # the rule, said plainly
+    said = re.sub(pattern, lambda m: m[1] + m[2].upper(), text.lower())
+    assert plain_letters(text) == said
+
+
+@pytest.mark.parametrize("sign", ["\n", ".", " \n", "\n.", "!"])
+def test_a_million_signs_are_written_in_plain_letters(sign):
+    signs = sign * (1_000_000 // len(sign))  # hours, if it took the square of them
+    assert plain_letters(f"SHOUTING LOUD{signs}") == f"Shouting loud{signs}"

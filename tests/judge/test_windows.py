@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alignbeam.errors import PromptError
-from alignbeam.judge.windows import LEAST_CHARACTERS, MAX_WINDOWS, windows
+from alignbeam.judge.windows import LEAST_CHARACTERS, MAX_WINDOWS, sentences, windows
 
 
 def weight(piece: str) -> int:
@@ -56,3 +57,25 @@ def test_windows_are_refused_beyond_their_number():
     length = 150 * MAX_WINDOWS
     with pytest.raises(PromptError, match=f"more than {MAX_WINDOWS}"):
         windows("x" * length, lambda piece: len(piece) <= 150)
+
+
+#: What a sentence is, said plainly; it takes the square of the length of a run of signs.
+SENTENCE = re.compile(r".+?(?:[.!?\u3002\uff01\uff1f]+[\"')\]]*\s+|\n+|$)", re.DOTALL)
+
+
+@given(st.text(alphabet="ab.!?。\"') \n\t", max_size=40).map(lambda text: "a" + text))
+def test_sentences_end_where_they_are_said_to_end(text):
+    said = [piece for piece in SENTENCE.findall(text) if piece.strip()]
+    # A sentence of signs alone may be one of its own.
+    assert [p for p in map(bare, sentences(text)) if p] == [p for p in map(bare, said) if p]
+    assert "".join(sentences(text)).split() == text.split()
+
+
+def bare(piece):
+    return re.sub(r"^[\W]+", "", piece)
+
+
+@pytest.mark.parametrize("sign", [".", "!", "?", "。", "\n", "'", ".)", ". ", "\n ", " "])
+def test_sentences_of_a_million_signs_are_found(sign):
+    text = f"Hello{sign * (1_000_000 // len(sign))}x"  # hours, if it took the square of them
+    assert "".join(sentences(text)).split() == text.split()
