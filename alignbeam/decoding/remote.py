@@ -250,11 +250,23 @@ class RemoteTokens(NextTokens):
             )
 
     def _log_rest(self, row: int) -> float:
-        """Return the log of what is left of a row's probability without the end tokens."""
-        self.learn([Wanted(row, names=self._remote.end_ids)])
+        """Return the log of what is left of a row's probability without the end tokens.
+
+        Where rounding leaves nothing, it is what is told of other tokens.
+        """
+        ends = self._remote.end_ids
+        self.learn([Wanted(row, names=ends)])
         logprobs = self._now(row).logprobs
-        gone = math.fsum(math.exp(logprobs[i]) for i in self._remote.end_ids)
-        return math.log1p(-gone) if gone < 1 else -math.inf
+        gone = math.fsum(math.exp(logprobs[i]) for i in ends)
+        others = [value for i, value in logprobs.items() if i not in ends]
+        if gone >= 1 and not others:
+            (best,) = self._ask([self._query(row, forbidden=ends)])
+            others = [best.logprobs[best.chosen]]
+        told = torch.tensor(others, dtype=torch.float64).logsumexp(0).item()
+        rest = max(math.log1p(-gone) if gone < 1 else -math.inf, told)
+        if rest == -math.inf:
+            raise self._remote.client.fault("no probability to any token but its ends")
+        return rest
 
     def _said(self, row: int, path: Path = ()) -> Numbers | None:
         return self._rows.known(self._indices[row]).get(path)

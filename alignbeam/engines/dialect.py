@@ -21,6 +21,8 @@ from alignbeam.engines.client import EngineClient, Json
 _ABOVE_ONE: Final = 1e-3
 #: Rounding may put the best of a flat distribution this far below an even share, nats.
 _BELOW_EVEN: Final = 0.01
+#: Rounding may put the best token this far below another, nats.
+_BELOW_BEST: Final = 0.01
 
 
 class Nonsense(ValueError):
@@ -153,6 +155,10 @@ class Numbers:
         best_is_told = query.best > 0 or query.free
         if best_is_told and max(self.logprobs.values()) < -math.log(width) - _BELOW_EVEN:
             raise Nonsense("a best token that is less probable than all of them can be")
+        if query.draw == GREEDY and self.chosen not in self.logprobs:
+            raise Nonsense("no log-probability of the token that it chose")
+        if query.free and self.logprobs[self.chosen] < max(self.logprobs.values()) - _BELOW_BEST:
+            raise Nonsense("a choice that is less probable than another token")
         if self.chosen in query.forbidden or query.only not in (None, self.chosen):
             raise Nonsense("a token that was not to be chosen")
 
@@ -265,8 +271,9 @@ class Dialect(abc.ABC):
     #: What people call the engine, and its flag for how many positions it has.
     engine: ClassVar[str]
     positions: ClassVar[str]
-    #: Whether its answers tell which engine gave them. Where they do not, no answer counts that
-    #: may have come over a connection opened after the last check.
+    #: Whether what its answers call themselves tells one engine from another. Where it does not, and
+    #: of answers that call themselves nothing, none counts that may have come over a connection
+    #: opened after the last check.
     signs: ClassVar[bool] = False
     #: Whether it keeps the prefixes of two salts apart.
     salts: ClassVar[bool] = True
@@ -339,6 +346,10 @@ class Dialect(abc.ABC):
         Nonsense
             It says what cannot be.
         """
+
+    def signed_later(self, piece: Mapping[str, Any]) -> bool:
+        """Whether a later piece of a streamed answer says who gave it."""
+        return False
 
     @abc.abstractmethod
     def identity(self, answer: Mapping[str, Any]) -> tuple[object, object]:

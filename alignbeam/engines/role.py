@@ -212,8 +212,9 @@ class _Line:
         return answer
 
     async def events(self, path: str, body: Json) -> AsyncIterator[Json]:
+        watch, dialect = self._role.watch, self._role.dialect
         async for event in self._role.client.events(path, body):
-            await self._role.watch.recognise(event)
+            await watch.recognise(event, later=dialect.signed_later(event))
             yield event
 
     async def whole(self, call: Awaitable[_Answer]) -> _Answer:

@@ -132,6 +132,12 @@ class Vllm(Dialect):
         async for event in line.events(COMPLETIONS, body):
             yield _stream_tokens(event, self.width)
 
+    def signed_later(self, piece: Mapping[str, Any]) -> bool:
+        """See ``Dialect``: only the last piece is signed."""
+        choices = piece.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        return isinstance(first, dict) and first.get("finish_reason") is None
+
     def identity(self, answer: Mapping[str, Any]) -> tuple[object, object]:
         """See ``Dialect``."""
         return answer.get("model"), answer.get("system_fingerprint")

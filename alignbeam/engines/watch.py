@@ -58,12 +58,22 @@ class Watch:
         """Look from now on, as long as the role lives."""
         self._task = asyncio.run_coroutine_threadsafe(self._look(), io_loop())
 
-    async def recognise(self, answer: Mapping[str, Any], *, checking: bool = False) -> None:
+    async def recognise(
+        self, answer: Mapping[str, Any], *, checking: bool = False, later: bool = False
+    ) -> None:
         """Refuse an answer of another model than was checked at the start.
 
         An engine that calls itself otherwise than any before (a new version, another parallelism)
         is checked first; one that does not call itself anything, once it may have been started
         again: when a connection was opened since the last check.
+
+        Parameters
+        ----------
+        answer : mapping
+        checking : bool
+            It is part of a check.
+        later : bool
+            It is a piece of an answer of which a later one says who gave it.
 
         Raises
         ------
@@ -84,7 +94,7 @@ class Watch:
             if print_ is not None:
                 self._seen.add(print_)
             return
-        if self._known(role, print_):
+        if (later and print_ is None) or self._known(role, print_):
             return
         try:
             await self.check(lambda: not self._known(role, print_))
@@ -95,8 +105,10 @@ class Watch:
             raise role.client.fault("an answer of an engine that cannot be checked")
 
     def _known(self, role: RemoteRole, print_: str | None) -> bool:
-        same = role.dialect.signs or role.client.opened < self._since
-        return same and (print_ is None or print_ in self.prints)
+        same_connection = role.client.opened < self._since
+        if print_ is None:
+            return same_connection
+        return print_ in self.prints and (role.dialect.signs or same_connection)
 
     async def check(self, needed: Callable[[], bool] = lambda: True) -> None:
         """Check that the engine is the one of the start; what it calls itself is then known.

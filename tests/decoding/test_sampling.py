@@ -56,3 +56,10 @@ def test_draw_gives_an_id_with_probability_whatever_the_filters(seed, top_k, top
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_draw_takes_half_precision(dtype):
     assert draws(torch.tensor([0.0, 60.0], dtype=dtype), 20) == [1] * 20
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-37, 1e-38, 1e-40, 1e-320])
+def test_draw_at_hardly_any_temperature_takes_the_best(temperature):
+    logits = torch.tensor([5.0, 9.0, 1.0, -3.0, float("-inf")])
+    assert draws(logits, 20, temperature=temperature) == [1] * 20
+    assert draws(logits - 1e4, 20, temperature=temperature, top_p=0.5) == [1] * 20

@@ -16,6 +16,7 @@ from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.config import RoleConfig
+from alignbeam.engines.dialect import GREEDY
 from alignbeam.engines.role import RemoteRole
 from alignbeam.errors import (
     Cancelled,
@@ -111,7 +112,20 @@ def fill(value):
     return change
 
 
+def hide_choice(answer):
+    """Give numbers of all that was asked for, and none of the token that was chosen."""
+    tokens, table = said(answer)["tokens"], said(answer)["top_logprobs"][0]
+    tokens[0] = next(n for i in range(300) if (n := f"token_id:{i}") not in table)
+
+
+def choose_the_worst(answer):
+    tokens, table = said(answer)["tokens"], said(answer)["top_logprobs"][0]
+    tokens[0] = min(table, key=table.get)
+
+
 NONSENSE = {
+    "no-number-of-the-choice": hide_choice,
+    "not-the-best": choose_the_worst,
     "beyond-floats": fill(10**400),
     "all-impossible": fill(-9999.0),
     "place-of-no-kind": lambda answer: answer["choices"][0].update(index=[]),
@@ -299,6 +313,40 @@ def test_new_engine_with_the_same_model_is_taken_and_one_with_another_is_not(eng
     assert "another model" in beam.target.watch.why
 
 
+@pytest.mark.parametrize("who", [0, 1])
+def test_another_model_is_not_taken_because_it_calls_itself_nothing(engines, who):
+    engine, beam = engines[who], engines[2]
+    want = beam.generate("Hello!").text
+    engine.close()
+    engine.start()
+    engine.spoil = lambda answer: {k: v for k, v in answer.items() if k != "system_fingerprint"}
+    (beam.target, beam.anchor)[who].client.breaker.close()
+    assert beam.generate("Hello!").text == want  # checked, and the same
+    engine.close()
+    engine.role = random_pair(seed=5)[who]
+    engine.start()
+    (beam.target, beam.anchor)[who].client.breaker.close()
+    with pytest.raises(EngineFault, match="another model than at the start"):
+        beam.generate("Hello!")
+
+
+def test_completion_that_nobody_signs_is_checked_before_it_counts(served, pair):
+    engine, target = served(pair[0])
+    engine.spoil = lambda answer: {k: v for k, v in answer.items() if k != "system_fingerprint"}
+    prompt = target.render([{"role": "user", "content": "Hello!"}])
+    engine.close()
+    engine.role = random_pair(seed=5)[0]
+    engine.start()
+    target.client.breaker.close()
+    with pytest.raises(EngineFault, match="another model than at the start"):
+        complete(target, prompt)
+
+
+def complete(role, prompt):
+    stream = role.stream(prompt, 4, GREEDY, 1)
+    return [stream.take() for _ in range(4)]
+
+
 def test_request_that_nobody_waits_for_is_aborted_on_the_engine(engines):
     target, _, beam = engines
     target.token_s = 0.2
@@ -374,6 +422,38 @@ def test_address_is_taken_for_a_model_and_excludes_weights():
     with pytest.raises(ConfigError, match="must begin with http"):
         RoleConfig(url="host:1")
     assert issubclass(EngineShortfall, ModelLoadError)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"fallback": "prefix"}, "run the anchor in this process, or set another fallback"),
+        ({"fallback": "prefix", "mix_steps": 0}, "run the anchor in this process"),
+        ({"early_every": 4}, "early_every needs the target in this process, not on an engine"),
+        ({"top_b": 41}, "top_b is 41, and the anchor's engine was checked for 40 .* best=42"),
+    ],
+)
+def test_what_engines_can_never_do_is_refused_once_and_not_by_every_request(
+    engines, settings, complaint
+):
+    beam = engines[2]
+    parts = beam.target, beam.anchor, beam.judge
+    with pytest.raises(ConfigError, match=complaint):
+        AlignBeam(*parts, CONFIG.replace(**settings), bridge=beam.bridge)
+    with pytest.raises(ConfigError, match=complaint):
+        AlignBeam.from_pretrained(*parts, CONFIG.replace(**settings))
+
+
+def test_what_an_engine_can_do_is_not_refused(engines, pair):
+    beam = engines[2]
+    for roles, settings in (
+        ((beam.target, beam.anchor), {"top_b": 40}),
+        ((beam.target, pair[1]), {"fallback": "prefix", "top_b": 256}),
+        ((pair[0], beam.anchor), {"early_every": 4}),
+        # Numbers of engines are mixed without a kernel.
+        ((beam.target, beam.anchor), {"backend": "cuda"}),
+    ):
+        AlignBeam(*roles, beam.judge, CONFIG.replace(**settings)).generate("Hello!")
 
 
 def test_what_needs_logits_refuses_an_engine_by_name(engines):
