@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from alignbeam.config import BeamConfig, GateConfig, JudgeConfig, RoleConfig, Settings
 from alignbeam.decoding.anchor import AnchorSteering
 from alignbeam.decoding.beam import Request
+from alignbeam.decoding.check import check_settings
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
 from alignbeam.decoding.gate import Gate
@@ -51,6 +52,11 @@ class AlignBeam:
     gate : GateConfig or None
         Which requests need no steering; None steers all. No request can change it.
 
+    Raises
+    ------
+    ConfigError, BackendUnavailable
+        Settings that these models, or this machine, can never follow.
+
     Examples
     --------
     >>> beam = AlignBeam.from_pretrained()  # the embedded trio
@@ -75,6 +81,7 @@ class AlignBeam:
         self.bridge = bridge or Bridge.build(anchor.vocabulary, target.vocabulary)
         check_shared((target, anchor, self.judge.role))
         self.steering = AnchorSteering(anchor, self.bridge, target.device)
+        check_settings(target, self.steering, self.config)
 
     @classmethod
     def from_pretrained(
@@ -93,7 +100,7 @@ class AlignBeam:
 
         Raises
         ------
-        ModelLoadError, TokenizerError, BridgeError, ConfigError
+        ModelLoadError, TokenizerError, BridgeError, ConfigError, BackendUnavailable
             What cannot be loaded or does not fit, and why.
         """
         if judge is None or isinstance(judge, str | JudgeConfig):

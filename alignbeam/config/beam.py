@@ -137,6 +137,13 @@ class BeamConfig(CheckedSettings):
                 f"mix_steps ({self.mix_steps}) must not exceed max_new_tokens "
                 f"({self.max_new_tokens}); lower the one or raise the other"
             )
+        if self.early_safe > self.early_harm:
+            raise ConfigError(
+                f"early_safe ({self.early_safe}) must not exceed early_harm ({self.early_harm}): "
+                "a beginning would be both; lower the one or raise the other"
+            )
+        if not self.refusal_text.strip():
+            raise ConfigError("refusal_text must say something: it is what a refused user gets")
 
     @property
     def rows(self) -> int:

@@ -163,6 +163,14 @@ def _typed(kind: Any, bounds: Range | None) -> _Check:
             raise ConfigError(f"{name} must be {_WANTED[kind]}, got {value!r}")
         if bounds is not None and value not in bounds:
             raise ConfigError(f"{name} must be {bounds}, got {value}")
-        return value
+        # Whoever computes with it is to find what the annotation says.
+        return _as_float(name, value) if kind is float else value
 
     return check
+
+
+def _as_float(name: str, value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{name} must be a number that a float holds") from None

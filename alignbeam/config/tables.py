@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from alignbeam.config.beam import MAX_BEAMS, BeamConfig, BeamCount, Count, Share, Whole
 from alignbeam.config.checked import CheckedSettings, Range
@@ -16,6 +17,15 @@ from alignbeam.result import ViewName
 
 #: How the address of an engine begins.
 _ADDRESS = ("http://", "https://")
+#: Fields of ``RoleConfig`` that say how an engine is spoken to, and what only a model here has.
+_OF_ENGINES = ("tokenizer", "served_name", "key_env", "connect_s", "read_s")
+_OF_WEIGHTS = ("model", "adapter", "dtype", "device", "device_map", "quantization")
+
+#: Beyond the operator's own header limit the server's parser itself gives up.
+MAX_HEADER_BYTES = 65_536
+
+#: Whoever guesses the key can write the marks that close what the judge reads.
+_NONCE_KEY = "([0-9a-fA-F]{2}){16,}"
 
 Seconds = Annotated[float, Range(0.01, 86_400)]
 
@@ -96,12 +106,34 @@ class RoleConfig(CheckedSettings):
             object.__setattr__(self, "url", self.model)
             object.__setattr__(self, "model", None)
         if self.url is None:
+            for name in self._given(_OF_ENGINES):
+                raise ConfigError(f"{name} is of an engine, and no url is set; set url, too")
             return
-        if not self.url.startswith(_ADDRESS):
-            raise ConfigError(f"url must begin with http:// or https://, got {self.url!r}")
-        for name in ("model", "adapter", "device", "device_map", "quantization"):
-            if getattr(self, name) is not None:
-                raise ConfigError(f"{name} and url exclude each other: the engine has the model")
+        _check_url(self.url)
+        for name in self._given(_OF_WEIGHTS):
+            raise ConfigError(f"{name} and url exclude each other: the engine has the model")
+
+    def _given(self, names: Iterable[str]) -> list[str]:
+        """Return those of ``names`` that are not as they are by default."""
+        return [name for name in names if getattr(self, name) != getattr(RoleConfig, name)]
+
+
+def _check_url(url: str) -> None:
+    """Refuse an address at which there can be no engine; says nothing of a password in it."""
+    if not url.startswith(_ADDRESS):
+        raise ConfigError(f"url must begin with http:// or https://, got {url!r}")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"url is no address: {error}") from None
+    if not parts.hostname:
+        raise ConfigError("url names no host; write it like http://engine:8000")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ConfigError(f"url must have a port in 1..65535, or none, for {parts.hostname}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +150,9 @@ class JudgeConfig(RoleConfig):
     timeout_s : float or None
         Seconds for one batch of candidates; beyond, every verdict of the batch is an error.
     nonce_key : str or None
-        Hexadecimal key of the marks around what a rubric judge reads; None draws one. A fixed key
-        makes runs repeatable, and must then be as secret as the verdicts are to be trusted.
+        Hexadecimal key of the marks around what a rubric judge reads, 16 bytes at least; None draws
+        one. A fixed key makes runs repeatable, and must then be as secret as the verdicts are to
+        be trusted.
     views : tuple of str
         What the judge is shown of each candidate; the worst verdict counts. ``"conversation"``
         must be among them. See ``docs/algorithm.md``.
@@ -146,8 +179,11 @@ class JudgeConfig(RoleConfig):
                 "judge.views must hold 'conversation', or nobody would read the whole, and no "
                 "name twice"
             )
-        if self.nonce_key is not None and not re.fullmatch("([0-9a-fA-F]{2})+", self.nonce_key):
-            raise ConfigError("nonce_key must be hexadecimal, two digits a byte")
+        if self.nonce_key is not None and not re.fullmatch(_NONCE_KEY, self.nonce_key):
+            raise ConfigError(
+                "nonce_key must be hexadecimal, two digits a byte, 16 bytes at least: "
+                "openssl rand -hex 16 makes one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +217,7 @@ class ServerConfig(CheckedSettings):
         Floors for a request's own values; None is what ``[beam]`` says, so that a request can only
         strengthen the protection.
     max_beams, max_mix_steps, max_tokens, max_choices, max_stops : int
-        Ceilings.
+        Ceilings; ``[beam] beams`` must not exceed its own.
     stop_ends : bool
         Whether the stop strings of a request may end its decoding, which saves the tokens after
         them. Then whoever names stop strings has a say in what the judge reads, and learns from the
@@ -260,7 +296,7 @@ class ServerConfig(CheckedSettings):
     stop_ends: bool = False
     max_messages: Count = 256
     max_body_bytes: Count = 1 << 20
-    max_header_bytes: Count = 16_384
+    max_header_bytes: Annotated[int, Range(1, MAX_HEADER_BYTES)] = 16_384
     client_bytes_per_s: Count = 4 << 20
     max_connections: Count = 1024
     max_connections_per_address: Count = 512
@@ -284,6 +320,13 @@ class ServerConfig(CheckedSettings):
     fail_open: bool = False
     playground: bool = False
     log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model_name.strip():
+            raise ConfigError("model_name must not be blank: clients name the model by it")
+        if self.audit_text and self.audit_file is None:
+            raise ConfigError("audit_text needs audit_file, the audit log that it is put into")
 
     @property
     def on_loopback(self) -> bool:

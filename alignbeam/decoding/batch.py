@@ -150,7 +150,11 @@ class Batch:
         if request.prefix:
             self._append(beams[0], request.prefix)
         else:
-            for beam, token_id in zip(beams, _first_tokens(target, beams), strict=True):
+            first = _first_tokens(target, beams)
+            own = config.temperature > 0 or config.selection != "least_steered"
+            for beam, token_id in zip(beams, first, strict=True):
+                if not own:  # the second best is not what the target would say by itself
+                    beam.depart([token_id], first[0], target, 0)
                 self._append(beam, [token_id])
 
     def _complete(self, beams: Sequence[Beam], target: NextTokens) -> None:

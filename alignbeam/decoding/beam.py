@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from alignbeam.config import BeamConfig
+from alignbeam.decoding.check import check_roles
 from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.gate import Gate
 from alignbeam.decoding.remainders import Remainders
 from alignbeam.decoding.sampling import beam_generator
-from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole
-from alignbeam.errors import ConfigError
 from alignbeam.models.conversation import Message, Prompt, as_messages
 from alignbeam.result import Candidate, FinishReason, StepTrace
 from alignbeam.vocab.retokenize import split_utf8
@@ -74,23 +73,14 @@ class Request:
         PromptError, ConfigError
             What is wrong with the request.
         """
-        if config.early_every > 0 and isinstance(target, RemoteRole):
-            raise ConfigError("early_every needs the target in this process, not on an engine")
+        anchor = anchor if config.mix_steps > 0 else None
+        check_roles(target, anchor, config)
         messages = as_messages(prompt)
-        if config.beams > target.width:
-            raise ConfigError(
-                f"beams must be in 1..{target.width} (the vocabulary), got {config.beams}"
-            )
         target.check_text(messages)
         target_ids = target.render(messages)
         target.check_room(len(target_ids), max(1, config.mix_steps))
         anchor_ids: list[int] = []
-        if anchor is not None and config.mix_steps > 0:
-            if config.fallback == "prefix" and isinstance(anchor, RemoteRole):
-                raise ConfigError(
-                    'fallback = "prefix" needs all that the anchor says, and an engine tells its '
-                    "best tokens only; run the anchor in this process, or set another fallback"
-                )
+        if anchor is not None:
             anchor.check_text(messages)
             anchor_ids = anchor.render(messages)
             anchor.check_room(len(anchor_ids), config.mix_steps)

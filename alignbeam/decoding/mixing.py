@@ -132,11 +132,11 @@ class Mixer:
                 backend=shared.backend,
             )
             alphas = [configs[row].alpha for row in rows]
-            out = op(alpha=torch.tensor(alphas, device=self._device))
+            out = op(alpha=torch.tensor(alphas, dtype=torch.float32, device=self._device))
             if shared.compensate and shared.mix == "linear":  # the masses are those of any alpha
                 masses = zip(out.translated_mass.tolist(), out.target_mass.tolist(), strict=True)
                 alphas = [compensated(a, *of) for a, of in zip(alphas, masses, strict=True)]
-                out = op(alpha=torch.tensor(alphas, device=self._device))
+                out = op(alpha=torch.tensor(alphas, dtype=torch.float32, device=self._device))
             columns = zip(
                 rows,
                 alphas,

@@ -271,8 +271,8 @@ class Dialect(abc.ABC):
     #: What people call the engine, and its flag for how many positions it has.
     engine: ClassVar[str]
     positions: ClassVar[str]
-    #: Whether what its answers call themselves tells one engine from another. Where it does not, and
-    #: of answers that call themselves nothing, none counts that may have come over a connection
+    #: Whether what its answers call themselves tells one engine from another. Where it does not,
+    #: and of answers that call themselves nothing, none counts that may have come over a connection
     #: opened after the last check.
     signs: ClassVar[bool] = False
     #: Whether it keeps the prefixes of two salts apart.

@@ -28,7 +28,7 @@ class Allowance:
         self._left: dict[str, tuple[float, float]] = {}
 
     def spend(self, client: str, count: int) -> None:
-        """Take what was read of a client's off what it has left."""
+        """Take bytes off what a client has left; fewer than none gives some back."""
         self._left[client] = self._now(client) - count, self._clock()
 
     def wait_s(self, client: str) -> float:

@@ -37,6 +37,11 @@ PROBES = OPEN_PATHS | {METRICS}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 #: Seconds that a client which sends too much is waited for before it is sent away.
 _PATIENCE_S = 1.0
+#: Seconds between two looks, at least: what it has left changes with its other requests.
+_PAUSE_S = 0.01
+#: Bytes of one message where no length is declared, at most: uvicorn reads on up to 64 KiB, and
+#: asyncio reads 256 KiB at a time.
+_AHEAD = 5 << 16
 #: Characters of a path that the log keeps: whoever has no key must not fill the disk with it.
 _LOGGED_PATH = 200
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -92,9 +97,12 @@ class Gate:
 
         try:
             client = state["client"] = self._admit(scope, headers)
+            declared = _declared(headers)
             if scope["path"] not in PROBES:
-                await self._slow_down(client)
-            await self._app(scope, self._bounded(receive, client), watched)
+                # All of it: what is not read by a route comes over the connection all the same.
+                await self._charge(client, declared or 0)
+            body = receive if declared is not None else self._charged(receive, client)
+            await self._app(scope, _bounded(body, self._config.max_body_bytes), watched)
         except Problem as problem:
             if status == 0:
                 reply = JSONResponse(problem.body, problem.status, dict(problem.headers))
@@ -124,8 +132,7 @@ class Gate:
             # A proxy that goes by the other one sees other requests on this connection.
             what = "A body has a Content-Length or a Transfer-Encoding, not both."
             raise Problem(400, "invalid_body", what, headers={"connection": "close"})
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:19]) > self._config.max_body_bytes:
+        if (_declared(headers) or 0) > self._config.max_body_bytes:
             raise _too_large(self._config.max_body_bytes)
         if scope["state"].get("spare") and scope["path"] not in PROBES:
             headers_of = {"retry-after": str(self._config.retry_after_s), "connection": "close"}
@@ -154,37 +161,52 @@ class Gate:
             )
         return name
 
-    async def _slow_down(self, client: str) -> None:
-        """Wait until a client may be read again; raise ``Problem`` where that takes long."""
-        wait_s = self._allowance.wait_s(client)
-        if wait_s > 0:
-            await asyncio.sleep(min(wait_s, _PATIENCE_S))
-            wait_s = self._allowance.wait_s(client)
-        if wait_s > 0:
-            raise Problem(
-                429,
-                "too_many_bytes",
-                f"More than {self._config.client_bytes_per_s} bytes a second came from this "
-                "client.",
-                headers={"retry-after": str(math.ceil(wait_s))},
-            )
+    async def _charge(self, client: str, count: int) -> None:
+        """Take bytes off what a client has left, before they are read.
 
-    def _bounded(self, receive: Receive, client: str) -> Receive:
-        """Count what is read; a body without a declared length is stopped at the limit too."""
-        read, limit = 0, self._config.max_body_bytes
+        One that owes some waits until it does not; raises ``Problem`` where that takes long.
+        """
+        patience_s = _PATIENCE_S
+        while (wait_s := self._allowance.wait_s(client)) > 0:
+            if patience_s <= 0:
+                raise self._too_fast(wait_s)
+            pause_s = min(max(wait_s, _PAUSE_S), patience_s)
+            await asyncio.sleep(pause_s)
+            patience_s -= pause_s
+        self._allowance.spend(client, count)
 
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal read
-            message = await receive()
-            if message["type"] == "http.request":
+    def _too_fast(self, wait_s: float) -> Problem:
+        rate = self._config.client_bytes_per_s
+        return Problem(
+            429,
+            "too_many_bytes",
+            f"More than {rate} bytes a second came from this client.",
+            # Kept, the connection would be read on to find the next request behind the body.
+            headers={"retry-after": str(math.ceil(wait_s)), "connection": "close"},
+        )
+
+    def _charged(self, receive: Receive, client: str) -> Receive:
+        """Charge a body of no declared length as it comes: the most that may come, then what did.
+
+        Charged afterwards only, all that a client sends at once would be let through.
+        """
+        ahead, ended = min(_AHEAD, self._config.max_body_bytes), False
+
+        async def charged() -> MutableMapping[str, Any]:
+            nonlocal ended
+            if ended:  # what comes is that the client left
+                return await receive()
+            await self._charge(client, ahead)
+            count = 0
+            try:
+                message = await receive()
                 count = len(message.get("body", b""))
-                read += count
-                self._allowance.spend(client, count)
-                if read > limit:
-                    raise _too_large(limit)
+            finally:
+                self._allowance.spend(client, count - ahead)
+            ended = not message.get("more_body", False)
             return message
 
-        return counted
+        return charged
 
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
         origin = headers.get(b"origin")
@@ -197,6 +219,12 @@ class Gate:
             asking = ""
         if not asking or asking != host:
             raise Problem(403, "cross_origin", "Other web pages may not ask this server.")
+
+
+def _declared(headers: dict[bytes, bytes]) -> int | None:
+    """Return how many bytes a body says it has, and None where it does not say."""
+    length = headers.get(b"content-length", b"")
+    return int(length.lstrip(b"0")[:19] or b"0") if length.isdigit() else None
 
 
 def _too_large(limit: int) -> Problem:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from alignbeam.models.conversation import ROLES
@@ -18,6 +25,8 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 #: Names in ``metadata`` and ``user`` are read by nobody; they are bounded all the same.
 _Short = Annotated[str, Field(max_length=512)]
+#: Names in ``metadata``, as OpenAI's.
+_MAX_METADATA = 16
 
 
 def _refuse(what: str) -> NoReturn:
@@ -35,11 +44,23 @@ def _neutral(what: str, *neutral: object) -> Any:
     return AfterValidator(check)
 
 
+def _few(value: object) -> object:
+    """Refuse an object of many names before each of them is looked at."""
+    if isinstance(value, dict) and len(value) > _MAX_METADATA:
+        raise PydanticCustomError(
+            "too_long",
+            "should have at most {most} names, not {count}",
+            {"most": _MAX_METADATA, "count": len(value)},
+        )
+    return value
+
+
 # Strict mode takes a JSON integer for a float, and no boolean.
 _Number = float
 _Off = Annotated[bool | None, _neutral("anything but false here", None, False)]
 _Zero = Annotated[_Number | None, _neutral("a penalty other than 0", None, 0.0)]
 _NoTools = Annotated[list[Any] | None, _neutral("tools", None, [])]
+_Metadata = Annotated[dict[_Short, _Short], Field(max_length=_MAX_METADATA), BeforeValidator(_few)]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -147,7 +168,7 @@ class ChatRequest(_Common):
     ] = None
     response_format: TextFormat | None = None
     # None of these changes an answer, and none is kept.
-    metadata: dict[_Short, _Short] | None = None
+    metadata: _Metadata | None = None
     store: bool | None = None
     service_tier: _Short | None = None
     prompt_cache_key: _Short | None = None

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from alignbeam.config import BeamConfig, ServerConfig
-from alignbeam.errors import PromptError
+from alignbeam.config.beam import MAX_BEAMS
+from alignbeam.errors import ConfigError, PromptError
 from alignbeam.models.conversation import Message, as_messages
 from alignbeam.server.job import Release
 from alignbeam.server.openai_requests import AlignBeamFields, ChatRequest, CompletionRequest
@@ -49,19 +50,27 @@ class Planner:
     beam : BeamConfig
         The operator's settings of every answer.
     config : ServerConfig
+    width : int
+        Tokens of the target's vocabulary: no request has more beams.
 
     Attributes
     ----------
     bounds : dict of str to pair of numbers
         Between what a request may set a field of ``BeamConfig``, both included.
+
+    Raises
+    ------
+    ConfigError
+        See ``check_ceilings``.
     """
 
-    def __init__(self, beam: BeamConfig, config: ServerConfig) -> None:
+    def __init__(self, beam: BeamConfig, config: ServerConfig, width: int = MAX_BEAMS) -> None:
+        check_ceilings(beam, config)
         self._beam, self._config = beam, config
         self.bounds = {
             "alpha": _bounds(config.min_alpha, beam.alpha, 1.0),
             "mix_steps": _bounds(config.min_mix_steps, beam.mix_steps, config.max_mix_steps),
-            "beams": _bounds(config.min_beams, beam.beams, config.max_beams),
+            "beams": _bounds(config.min_beams, beam.beams, min(width, config.max_beams)),
         }
 
     def chat(self, request: ChatRequest) -> RequestPlan:
@@ -161,6 +170,21 @@ class Planner:
                     )
                 settings[name] = value
         return settings
+
+
+def check_ceilings(beam: BeamConfig, config: ServerConfig) -> None:
+    """Check that the operator's own settings lie below the operator's ceilings.
+
+    Raises
+    ------
+    ConfigError
+        More beams than ``max_beams``.
+    """
+    if beam.beams > config.max_beams:
+        raise ConfigError(
+            f"beam.beams ({beam.beams}) is above server.max_beams ({config.max_beams}); lower the "
+            "one or raise the other"
+        )
 
 
 def _bounds(floor: float | None, own: float, ceiling: float) -> tuple[float, float]:

@@ -86,7 +86,8 @@ _TYPES = {
 _KNOWN: tuple[tuple[type[AlignBeamError], int, str], ...] = (
     (TooLarge, 400, "request_too_large"),
     (PromptError, 400, "invalid_prompt"),
-    (ConfigError, 400, "invalid_value"),
+    # What a client may set was checked before (``plan``): this is the operator's.
+    (ConfigError, 500, "misconfigured"),
     (Overloaded, 503, "overloaded"),
     (AuditQuota, 429, "audit_quota"),
     (Draining, 503, "shutting_down"),
@@ -101,6 +102,7 @@ _KNOWN: tuple[tuple[type[AlignBeamError], int, str], ...] = (
 
 #: What the server's own failures say to clients; their details are for the log.
 _SPOKEN = {
+    "misconfigured": "This server's own settings keep it from answering; its operator must act.",
     "judge_unavailable": "No judge could check this answer, so it is withheld. Try again later.",
     "audit_unavailable": "The answer cannot be recorded, so it is withheld. Try again later.",
     "out_of_memory": "Not enough memory for this request. Ask for fewer tokens or beams.",

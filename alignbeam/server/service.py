@@ -62,7 +62,7 @@ class Service:
         attacked = check_judge(beam.judge, beam.config.threshold, config.canary_attacks)
         self.beam, self.config, self.metrics = beam, config, Metrics()
         self.metrics.on_attacked(attacked)
-        self.plan = Planner(beam.config, config)
+        self.plan = Planner(beam.config, config, beam.target.width)
         self._audit, self._quota = audit, Quota(config.audit_client_bytes)
         self._fingerprint = beam.bridge.fingerprint
         self.scheduler = Scheduler(

@@ -88,6 +88,7 @@ def test_replace_checks_the_new_value():
         (ServerConfig, {"port": 70_000}, "port must be in 0..65535, got 70000"),
         (ServerConfig, {"drain_s": 0}, "drain_s must be in 0.01..86400, got 0"),
         (ServerConfig, {"allow": ["threshold"]}, "allow must hold any of alpha, mix_steps"),
+        (ServerConfig, {"max_header_bytes": 65_537}, "max_header_bytes must be in 1..65536"),
         (EvalConfig, {"limit": 0}, "limit must be at least 1, got 0"),
     ],
 )
@@ -111,19 +112,97 @@ def test_role_config_refuses_device_beside_device_map():
         RoleConfig(device="cpu", device_map="auto")
 
 
+@pytest.mark.parametrize("kind", [RoleConfig, JudgeConfig])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokenizer", "folder"),
+        ("served_name", "model"),
+        ("key_env", "ENGINE_KEY"),
+        ("connect_s", 1.0),
+        ("read_s", 60.0),
+    ],
+)
+def test_role_config_refuses_what_only_an_engine_is_asked_with(kind, name, value):
+    with pytest.raises(ConfigError, match=f"{name} is of an engine, and no url is set"):
+        kind(model="folder", **{name: value})
+    for engine in ({"url": "http://h"}, {"model": "http://h"}):
+        assert getattr(kind(**engine, **{name: value}), name) == value
+
+
+def test_role_config_refuses_a_dtype_beside_url():
+    with pytest.raises(ConfigError, match="dtype and url exclude each other"):
+        RoleConfig(url="http://h", dtype="float16")
+    assert RoleConfig(url="http://h", dtype="auto", revision="abc").revision == "abc"
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("http://", "no host"),
+        ("https://:8000/v1", "no host"),
+        ("http://h:99999", "a port"),
+        ("http://h:0", "a port"),
+        ("http://h:abc", "a port"),
+        ("http://[::1", "no address"),
+    ],
+)
+@pytest.mark.parametrize("name", ["url", "model"])
+def test_role_config_refuses_a_url_that_nobody_can_reach(name, url, complaint):
+    with pytest.raises(ConfigError, match=f"^url .*{complaint}"):
+        RoleConfig(**{name: url})
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h", "https://h:1/v1", "http://[::1]:65535", "http://u:p@h"]
+)
+def test_role_config_takes_a_url_with_a_host(url):
+    assert RoleConfig(url=url).url == url
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+def test_beam_config_refuses_a_blank_refusal(text):
+    with pytest.raises(ConfigError, match="refusal_text must say something"):
+        BeamConfig(refusal_text=text)
+
+
+def test_beam_config_refuses_bounds_of_beginnings_that_cross():
+    with pytest.raises(ConfigError, match=r"early_safe \(4.0\) must not exceed early_harm \(1.0\)"):
+        BeamConfig(early_safe=4.0, early_harm=1.0)
+    assert BeamConfig(early_safe=2.0, early_harm=2.0).early_harm == 2.0
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_server_config_refuses_a_model_without_a_name(name):
+    with pytest.raises(ConfigError, match="model_name must not be blank"):
+        ServerConfig(model_name=name)
+
+
+def test_server_config_refuses_audit_text_without_an_audit_log():
+    with pytest.raises(ConfigError, match=r"audit_text needs audit_file"):
+        ServerConfig(audit_text=True)
+    assert ServerConfig(audit_text=True, audit_file="audit.jsonl").audit_text
+
+
 def test_judge_config_refuses_floor_outside_unit_interval():
     with pytest.raises(ConfigError, match="label_mass_floor"):
         JudgeConfig(label_mass_floor=1.5)
 
 
-@pytest.mark.parametrize("key", ["", "0", "0g", "00 11", 17])
+@pytest.mark.parametrize("key", ["", "0", "0g" * 16, " ".join(["00"] * 16), "0" * 33, 17])
 def test_judge_config_refuses_a_nonce_key_that_is_not_hexadecimal(key):
     with pytest.raises(ConfigError, match="nonce_key"):
         JudgeConfig(nonce_key=key)
 
 
+def test_judge_config_refuses_a_nonce_key_that_can_be_guessed():
+    with pytest.raises(ConfigError, match=r"nonce_key must be hexadecimal, .* 16 bytes at least"):
+        JudgeConfig(nonce_key="00" * 15)
+    assert JudgeConfig(nonce_key="0f" * 16).nonce_key == "0f" * 16
+
+
 def test_judge_config_does_not_show_its_nonce_key():
-    assert "0badc0de" not in repr(JudgeConfig(nonce_key="0badc0de"))
+    assert "0badc0de" not in repr(JudgeConfig(nonce_key="0badc0de" * 4))
 
 
 def test_load_settings_merges_overrides_over_environment_over_file(tmp_path):

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from alignbeam import AlignBeam, BeamConfig
-from alignbeam.errors import Cancelled, ConfigError, NonFiniteLogits, PromptError
+from alignbeam.errors import (
+    BackendUnavailable,
+    Cancelled,
+    ConfigError,
+    NonFiniteLogits,
+    PromptError,
+)
 from alignbeam.judge import CallableJudge
 from alignbeam.result import Result
 
@@ -233,3 +239,26 @@ def test_config_of_the_controller_is_the_default_of_every_request(trio):
     )
     assert len(beam.generate("Hello!").candidates) == 2
     assert len(beam.generate("Hello!", beams=1).candidates) == 1
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_backend_that_cannot_run_here_is_refused_once_and_not_by_every_request(
+    trio, backend, monkeypatch
+):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    parts = trio.target, trio.anchor, trio.judge
+    complaint = f'{backend}.* cannot run on cpu.*set backend = "auto"'
+    for mix_steps in (0, 6):  # a request may mix where the settings do not
+        config = BeamConfig(backend=backend, mix_steps=mix_steps)
+        with pytest.raises(BackendUnavailable, match=complaint):
+            AlignBeam(*parts, config, bridge=trio.bridge)
+    with pytest.raises(BackendUnavailable, match=complaint):
+        AlignBeam.from_pretrained(*parts, BeamConfig(backend=backend))
+    for backend in ("auto", "cpu", "reference"):
+        AlignBeam(*parts, BeamConfig(backend=backend), bridge=trio.bridge)
+
+
+def test_more_beams_than_the_vocabulary_has_tokens_are_refused_once(trio, monkeypatch):
+    monkeypatch.setattr(trio.target, "width", 3)
+    with pytest.raises(ConfigError, match=r"beams must be in 1\.\.3 \(the vocabulary\), got 4"):
+        AlignBeam(trio.target, trio.anchor, trio.judge, BeamConfig(beams=4), bridge=trio.bridge)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from mixed_prompts import mixed_prompts
 
-from alignbeam import AlignBeam
+from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import GateConfig
 from alignbeam.judge import CallableJudge
 
 PROMPTS = mixed_prompts()[::6]
@@ -66,6 +67,30 @@ def test_departures_are_the_steered_tokens_that_the_target_did_not_want_first(le
 def test_without_steps_to_mix_there_is_nothing_to_stand_beside(lenient):
     result = lenient.generate("Hello!", mix_steps=0, beams=2, max_new_tokens=6, **OWN)
     assert [c.unsteered for c in result.candidates] == [False, False]
+
+
+@pytest.mark.parametrize("let_go", [{"mix_steps": 0}, {}])
+def test_a_request_that_nothing_steers_is_answered_as_the_target_would(trio, let_go):
+    # Of candidates that begin with its second best the judge, whose scores are all alike to a
+    # reader, may like one better.
+    judge = CallableJudge(lambda messages, text: 1.0 + len(text) % 7 / 100, "whims")
+    gate = GateConfig(use=("divergence",), divergence=1.0)
+    beam = AlignBeam(trio.target, trio.anchor, judge, bridge=trio.bridge, gate=gate)
+    results = beam.generate_batch(PROMPTS, {**OWN, **let_go, "max_new_tokens": 12})
+    own = trio.alone("target", PROMPTS, max_new_tokens=12)
+    pairs = [(r, o.text) for r, o in zip(results, own, strict=True) if o.text]
+    assert [r.text for r, _ in pairs] == [text for _, text in pairs]
+    assert any(c.departures for r, _ in pairs for c in r.candidates)
+
+
+def test_a_weight_may_be_a_whole_number(trio):
+    for alpha in (0, 1):
+        assert BeamConfig(alpha=alpha) == BeamConfig(alpha=float(alpha))
+        assert type(BeamConfig(alpha=alpha).alpha) is float
+        whole, real = (
+            trio.generate("Hello!", alpha=a, max_new_tokens=6) for a in (alpha, float(alpha))
+        )
+        assert [c.token_ids for c in whole.candidates] == [c.token_ids for c in real.candidates]
 
 
 def test_least_steered_answers_like_the_target_unless_the_judge_minds(trio):

@@ -210,7 +210,7 @@ def test_file_holds_the_settings_and_what_they_are_worth(suite, models, tmp_path
     tuned = Tuning(suite, models, Goal(0.1, 9.0), CANDIDATES, tmp_path / "runs", first=4).run()
     given = {
         "target": {"model": 'a "b"\\c'},
-        "judge": {"nonce_key": "00", "views": ["conversation"]},
+        "judge": {"nonce_key": "00" * 16, "views": ["conversation"]},
         "beam": {"max_new_tokens": 9},
         "server": {},
     }

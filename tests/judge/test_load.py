@@ -55,7 +55,7 @@ def test_load_judge_refuses_an_unknown_kind(role):
 
 
 def test_load_judge_repeats_its_verdicts_under_a_fixed_key(role):
-    config = JudgeConfig(label_mass_floor=0.0, nonce_key="0badc0de")
+    config = JudgeConfig(label_mass_floor=0.0, nonce_key="0badc0de" * 4)
     ask = [[{"role": "user", "content": "q"}]]
     one, two = (load_judge(config, role).score(ask, ["text"]) for _ in range(2))
     assert one == two
@@ -66,7 +66,7 @@ def test_embedded_judge_has_its_rubric_beside_it_and_a_fixed_key_unless_given_on
     config = or_embedded("judge", JudgeConfig())
     assert Rubric.from_file(f"{config.model}/rubric.json").name == "tiny-trio-harm"
     assert config.nonce_key == b"the embedded trio".hex()
-    assert or_embedded("judge", JudgeConfig(nonce_key="00")).nonce_key == "00"
+    assert or_embedded("judge", JudgeConfig(nonce_key="00" * 16)).nonce_key == "00" * 16
     own = JudgeConfig(model="own")
     assert or_embedded("judge", own) is own
     assert or_embedded("target", RoleConfig()).model.endswith("target")

@@ -24,7 +24,7 @@ COMPLIANCE = "Sure, here is a tutorial. First, get what you need. Then follow th
 @pytest.fixture(scope="module")
 def judge():
     # So small a judge leans on the mark's digits where a case is close; the key pins them.
-    key = b"tests".hex()
+    key = b"tests of the trio".hex()
     config = JudgeConfig(model=embedded_model("judge"), device="cpu", nonce_key=key)
     return load_judge(config, Role.from_config("judge", config))
 

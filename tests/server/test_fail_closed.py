@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 
 import pytest
@@ -13,6 +14,7 @@ from tiny_models import random_pair
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.config import ServerConfig
+from alignbeam.errors import ConfigError
 from alignbeam.judge import CallableJudge
 from alignbeam.server import canaries
 from alignbeam.server.app import Server
@@ -71,6 +73,23 @@ def test_judge_that_crashes_withholds_the_answer_whole_and_streamed(pair):
         assert_withheld(running, ask(running, stream=True), 503, "judge_unavailable")
     with serving(pair, judge_of(crash), release="chunked", chunk_tokens=2) as running:
         assert_withheld(running, ask(running, stream=True), 503, "judge_unavailable")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_fault_of_the_settings_is_no_fault_of_the_client(pair, stream, monkeypatch, caplog):
+    with serving(pair) as running:
+        beam = running.server.service.beam
+
+        def broken(prompt, **overrides):
+            raise ConfigError("beam.fallback: run the anchor in this process")
+
+        monkeypatch.setattr(beam, "prepare", broken)
+        response = ask(running, stream=stream)
+        assert_withheld(running, response, 500, "misconfigured")
+    error = response.json()["error"]
+    assert (error["type"], error["param"]) == ("server_error", None)
+    assert not re.search("anchor|fallback|setting .*=", response.text)
+    assert any("run the anchor" in getattr(r, "detail", "") for r in caplog.records)
 
 
 def test_judge_that_gives_nan_withholds_the_answer(pair):
