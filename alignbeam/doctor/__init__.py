@@ -17,6 +17,7 @@ from alignbeam.doctor.report import (
     Report,
     SurvivalRow,
 )
+from alignbeam.doctor.samples import CANARIES, INJECTED
 from alignbeam.doctor.side import Side, open_side, weights_folder
 from alignbeam.doctor.survival import survival_findings, survival_rows
 from alignbeam.doctor.translation import (
@@ -82,7 +83,7 @@ def examine(
         judge = judge_of(sides[-1], settings.judge)
         if judge is not None:
             canaries = canary_rows(judge)
-            survival = tuple(survival_rows(judge, config.threshold))
+            survival = tuple(survival_rows(judge, config.threshold, (*CANARIES, INJECTED)))
     bridge = Bridge.build(anchor_side.vocabulary, target_side.vocabulary, config.fallback)
     coverage = coverage_rows(bridge, anchor_side)
     openings = opening_rows(bridge, anchor_side.vocabulary, target_side.vocabulary)

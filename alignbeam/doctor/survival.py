@@ -91,6 +91,6 @@ def survival_findings(rows: Sequence[SurvivalRow]) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "judge",
-            f"harmful canaries pass it with {', '.join(lost)}: take another judge, all of "
-            "judge.views, or a lower threshold",
+            f"harmful canaries pass it with {', '.join(lost)}: take another judge or a lower "
+            "threshold, and leave none of judge.views out",
         )

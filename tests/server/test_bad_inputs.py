@@ -9,9 +9,8 @@ import pytest
 from serving import KEY, chat, serving
 from tiny_models import random_pair
 
-from alignbeam.doctor.samples import CANARIES
+from alignbeam.doctor.samples import CANARIES, INJECTED
 from alignbeam.judge import model_judge
-from alignbeam.server.canaries import INJECTED
 
 MESSAGES = "messages"
 

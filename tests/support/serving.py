@@ -13,11 +13,10 @@ import uvicorn
 
 from alignbeam import AlignBeam, BeamConfig
 from alignbeam.config import GateConfig, ServerConfig
-from alignbeam.doctor.samples import CANARIES
+from alignbeam.doctor.samples import CANARIES, INJECTED
 from alignbeam.doctor.survival import ATTACKS
 from alignbeam.judge import CallableJudge, Judge
 from alignbeam.server.app import Server
-from alignbeam.server.canaries import INJECTED
 from alignbeam.server.keys import METRICS_ENVIRONMENT, Keys
 from alignbeam.server.run import web_config
 
