@@ -16,7 +16,7 @@ from alignbeam.decoding.clock import Clock
 from alignbeam.decoding.decode import decode
 from alignbeam.decoding.gate import Gate
 from alignbeam.decoding.probe import HarmProbe, WeighedJudge
-from alignbeam.embedded import or_embedded
+from alignbeam.embedded import or_embedded, warn_of_embedded
 from alignbeam.engines.role import RemoteRole
 from alignbeam.engines.roles import AnyRole, check_shared, role_of
 from alignbeam.errors import AlignBeamError, ConfigError
@@ -103,6 +103,7 @@ class AlignBeam:
         ModelLoadError, TokenizerError, BridgeError, ConfigError, BackendUnavailable
             What cannot be loaded or does not fit, and why.
         """
+        warn_of_embedded(target=target, anchor=anchor, judge=judge)
         if judge is None or isinstance(judge, str | JudgeConfig):
             probe = judge.probe if isinstance(judge, JudgeConfig) else probe
             judge = load_judge_of(judge)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
 from alignbeam.config import JudgeConfig, RoleConfig
 from alignbeam.errors import ModelLoadError
 
+_log = logging.getLogger(__name__)
 _DEMO = Path(__file__).parent / "demo"
 
 #: Of the embedded judge's nonces: a demonstration guards nothing, and its figures must repeat.
@@ -41,3 +43,26 @@ def or_embedded(role: str, config: _Config) -> _Config:
     if isinstance(config, JudgeConfig) and config.nonce_key is None:
         changes["nonce_key"] = _NONCE_KEY
     return config.replace(**changes)
+
+
+def warn_of_embedded(**sources: object) -> None:
+    """Log which roles the embedded models would play beside models of the user's own.
+
+    Parameters
+    ----------
+    **sources
+        What plays each role: a folder, settings, None (the embedded model), or anything ready made.
+    """
+    embedded = [name for name, source in sources.items() if _is_embedded(source)]
+    if embedded and len(embedded) < len(sources):
+        _log.warning(
+            "the %s: embedded, made to show how things work with each other and no others; they "
+            "protect nothing beside your own models: name your own, too",
+            " and the ".join(embedded),
+        )
+
+
+def _is_embedded(source: object) -> bool:
+    if isinstance(source, RoleConfig):
+        return source.model is None and source.url is None
+    return source is None

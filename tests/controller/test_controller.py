@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from alignbeam import AlignBeam, BeamConfig
+from alignbeam.config import JudgeConfig, RoleConfig
+from alignbeam.embedded import warn_of_embedded
 from alignbeam.errors import (
     BackendUnavailable,
     Cancelled,
@@ -262,3 +264,21 @@ def test_more_beams_than_the_vocabulary_has_tokens_are_refused_once(trio, monkey
     monkeypatch.setattr(trio.target, "width", 3)
     with pytest.raises(ConfigError, match=r"beams must be in 1\.\.3 \(the vocabulary\), got 4"):
         AlignBeam(trio.target, trio.anchor, trio.judge, BeamConfig(beams=4), bridge=trio.bridge)
+
+
+@pytest.mark.parametrize(
+    ("named", "warned"),
+    [((), ""), (("target",), "the anchor and the judge: embedded"),
+     (("target", "anchor"), "the judge: embedded"), (("target", "anchor", "judge"), "")],
+)  # fmt: skip
+def test_embedded_models_beside_ones_own_are_warned_of(trio, caplog, named, warned):
+    own = {"target": trio.target, "anchor": trio.anchor, "judge": JudgeConfig(model="mine")}
+    sources = {"target": None, "anchor": RoleConfig(), "judge": JudgeConfig()}
+    warn_of_embedded(**{**sources, **{name: own[name] for name in named}})
+    assert bool(caplog.records) == bool(warned)
+    assert warned in caplog.text
+
+
+def test_a_judge_that_is_not_named_is_warned_of(trio, caplog):
+    AlignBeam.from_pretrained(trio.target, trio.anchor)
+    assert "the judge: embedded" in caplog.text
