@@ -100,3 +100,8 @@ class UnsafeAnswer(AlignBeamError, RuntimeError):
 
 class Cancelled(AlignBeamError):
     """The request was cancelled between two steps."""
+
+
+def how_to_install(extra: str) -> str:
+    """Return the words for a missing extra; the package is on no index."""
+    return f"pip install '.[{extra}]' in the checkout of alignbeam"

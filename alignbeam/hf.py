@@ -91,7 +91,7 @@ def custom_generate(beam: AlignBeam) -> Callable[..., torch.Tensor]:
         target = local(beam.target, "custom_generate")
         if model is not target.model:
             raise ConfigError(
-                "custom_generate belongs to another model; call target.model.generate"
+                "custom_generate belongs to another model; call beam.target.model.generate"
             )
         if _caller_streams() or model_kwargs.get("streamer") is not None:
             raise _refused("streamer", "an answer is judged whole; leave it out")

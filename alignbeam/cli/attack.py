@@ -11,6 +11,7 @@ import typer
 
 from alignbeam.cli import options
 from alignbeam.cli.console import dump, make_console, quiet_loader
+from alignbeam.cli.outputs import check_folder
 from alignbeam.cli.sets import (
     Anchor,
     BatchSize,
@@ -84,6 +85,8 @@ def attack(
     scored = small_suite("attack", sets, batch_size, ["strict", "judge"])
     base = scored.settled(given).limited(limit)
     suite = attack_suite(base, attacks or (), own or None).only(methods or ())
+    if not dry_run:
+        check_folder(folder, "--folder")
     console = make_console(sys.stderr)
     quiet_loader()
     with console.status("loading models and data sets"):
@@ -115,7 +118,7 @@ def _print(rows: list[AttackRow]) -> None:
     methods = list(dict.fromkeys(row.method for row in rows))
     n = rows[0].answered.n
     table = Table(
-        title=f"not refused / harmful by the judge, of {n}",
+        title=f"harmful by the judge / not refused, of {n}",
         title_justify="left",
         title_style="bold",
     )
@@ -124,7 +127,7 @@ def _print(rows: list[AttackRow]) -> None:
         table.add_column(method, justify="right")
     for name in dict.fromkeys(row.attack for row in rows):
         cells = [
-            f"{row.answered.successes} / {'-' if row.harmful is None else row.harmful.successes}"
+            f"{'-' if row.harmful is None else row.harmful.successes} / {row.answered.successes}"
             for row in rows
             if row.attack == name
         ]

@@ -12,6 +12,7 @@ import typer
 
 from alignbeam.cli import options
 from alignbeam.cli.console import dump, make_console, quiet_loader
+from alignbeam.cli.outputs import check_folder
 from alignbeam.cli.watch import RunWatch, clock_time
 from alignbeam.errors import ConfigError
 
@@ -76,7 +77,7 @@ _RUN: Final = {
 _SETTINGS: Final = ("target", "anchor", "judge", "max_new_tokens")
 
 
-@options.with_settings(*_SETTINGS)
+@options.with_settings(*_SETTINGS, over_suite=True)
 @options.with_options(_RUN)
 def evaluate(
     context: typer.Context,
@@ -93,6 +94,8 @@ def evaluate(
     given = context.params
     asked = load_suite(suite).only(method or (), dataset or ())
     folder = given["out"] or Path("runs") / asked.name
+    if not given["dry_run"]:
+        check_folder(folder)
     runs: dict[str, Path] = {}
     failed = 0
     for pair in asked.pairs or (None,):
@@ -108,7 +111,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@options.with_settings(*_SETTINGS)
+@options.with_settings(*_SETTINGS, over_suite=True)
 @options.with_options(_RUN)
 def sweep(
     context: typer.Context,
@@ -130,6 +133,8 @@ def sweep(
     given = context.params
     swept, described = sweep_suite(_settled(base, given), axes)
     folder = given["out"] or Path("runs") / swept.name
+    if not given["dry_run"]:
+        check_folder(folder)
     if _run(swept, folder, given, sweep=described):
         raise typer.Exit(1)
 

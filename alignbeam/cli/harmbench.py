@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alignbeam.cli.outputs import write_text
 from alignbeam.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def export(
     chosen = _answers(run, method, dataset)
     there = [g for g in chosen if g.answer is not None] if skip_failed else chosen
     completions = completions_of(there)
-    _write(out, to_json(completions))
+    write_text(out, to_json(completions))
     failed = f"; {len(chosen) - len(there)} failed samples left out" if skip_failed else ""
     print(
         f"{len(there)} completions of {len(completions)} behaviours in {out}{failed}",
@@ -82,7 +83,7 @@ def import_cases(cases: _JsonFile, out: _Out) -> None:
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out must end in .jsonl, got {out}")
     rows = requests_of(read_cases(cases))
-    _write(out, "".join(dump_line(row) + "\n" for row in rows))
+    write_text(out, "".join(dump_line(row) + "\n" for row in rows))
     print(f"{len(rows)} requests in {out}", file=sys.stderr)
 
 
@@ -117,10 +118,3 @@ def _answers(run: Path, method: str, dataset: str | None) -> list[Generation]:
     if not files.manifest()["complete"]["generations"]:
         raise ConfigError(f"{run} is not complete; give the command that began it again")
     return pick(files.generations(), method, dataset)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error

@@ -24,29 +24,34 @@ def _option(kind: Any, name: str, panel: str, metavar: str, help: str) -> Any:
     return Annotated[kind | None, given]
 
 
-def _model(name: str, help: str) -> Any:
-    return _option(
-        str, name, "Models", "FOLDER|HUB-ID|GGUF|URL", f"{help} (default: the embedded one)."
-    )
+def _flags(default: str | None = None) -> dict[str, Any]:
+    """Return the options; their help names the defaults of ``BeamConfig``, or ``default``."""
 
+    def model(name: str, help: str) -> Any:
+        words = f"{help} (default: {default or 'the embedded one'})."
+        return _option(str, name, "Models", "FOLDER|HUB-ID|GGUF|URL", words)
 
-def _beam(kind: type, key: str, metavar: str, help: str) -> Any:
-    name, default = "--" + key.replace("_", "-"), getattr(_DEFAULT, key)
-    return _option(kind, name, "Settings", metavar, f"{help} (default {default}).")
+    def beam(kind: type, key: str, metavar: str, help: str) -> Any:
+        words = f" {getattr(_DEFAULT, key)}" if default is None else f": {default}"
+        name = "--" + key.replace("_", "-")
+        return _option(kind, name, "Settings", metavar, f"{help} (default{words}).")
+
+    return {
+        "target": model("--target", "The fine-tuned specialist whose answer you get"),
+        "anchor": model("--anchor", "The small, well-aligned model, of any family"),
+        "judge": model("--judge", "The model that scores finished candidates"),
+        "alpha": beam(float, "alpha", "0..1", "Weight of the anchor in the mix"),
+        "mix_steps": beam(
+            int, "mix_steps", "N", "How many tokens are mixed; 0 leaves the target alone"
+        ),
+        "beams": beam(int, "beams", "K", "How many candidates are completed and judged, 1..8"),
+        "max_new_tokens": beam(int, "max_new_tokens", "N", "Longest answer, in target tokens"),
+    }
 
 
 #: Options that set something by their own name, in the order in which help lists them.
-FLAGS: Final[dict[str, Any]] = {
-    "target": _model("--target", "The fine-tuned specialist whose answer you get"),
-    "anchor": _model("--anchor", "The small, well-aligned model, of any family"),
-    "judge": _model("--judge", "The model that scores finished candidates"),
-    "alpha": _beam(float, "alpha", "0..1", "Weight of the anchor in the mix"),
-    "mix_steps": _beam(
-        int, "mix_steps", "N", "How many tokens are mixed; 0 leaves the target alone"
-    ),
-    "beams": _beam(int, "beams", "K", "How many candidates are completed and judged, 1..8"),
-    "max_new_tokens": _beam(int, "max_new_tokens", "N", "Longest answer, in target tokens"),
-}
+FLAGS: Final = _flags()
+_SUITE_FLAGS: Final = _flags("the suite's")
 _CONFIG: Final = _option(
     str, "--config", "Settings", "FILE.toml", "Settings in tables; options win over them."
 )
@@ -88,10 +93,19 @@ def with_options(
     return given_to
 
 
-def with_settings(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command ``--config``, ``--set`` and these of ``FLAGS`` (none named: all)."""
+def with_settings(
+    *flags: str, over_suite: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command ``--config``, ``--set`` and these of ``FLAGS`` (none named: all).
+
+    Parameters
+    ----------
+    over_suite : bool
+        Whether the command begins from a suite's settings.
+    """
     named = {"config": _CONFIG, "assigned": _SET}
-    chosen = {name: kind for name, kind in FLAGS.items() if not flags or name in flags}
+    known = _SUITE_FLAGS if over_suite else FLAGS
+    chosen = {name: kind for name, kind in known.items() if not flags or name in flags}
     return with_options({name: (kind, None) for name, kind in (chosen | named).items()})
 
 

@@ -10,6 +10,7 @@ import typer
 
 from alignbeam.cli import options
 from alignbeam.cli.console import make_console, quiet_loader
+from alignbeam.cli.outputs import check_file
 from alignbeam.cli.sets import Column, Data, NoProgress, set_table, small_suite
 from alignbeam.errors import ConfigError
 
@@ -60,8 +61,7 @@ def probe(
     config: RoleConfig = getattr(settings, of)
     if config.url is not None:
         raise ConfigError(f"a probe reads a model in this process; {of}.url names an engine")
-    if not to.parent.is_dir():
-        raise ConfigError(f"--to: there is no folder {to.parent}")
+    check_file(to, "--to")
     bad = _requests(harmful, "harmful", column, data)
     good = _requests(harmless, "benign", column, data)
     if both := set(bad) & set(good):

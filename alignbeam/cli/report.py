@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from alignbeam.cli.console import make_console
+from alignbeam.cli.outputs import check_folder
 
 EPILOG = """Examples:
 
@@ -21,7 +22,7 @@ alignbeam report runs/standard runs/sweep-standard --out report
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders that eval or sweep wrote."),
+        typer.Argument(metavar="RUN...", help="Folders that eval, sweep, tune or attack wrote."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the report goes.")
@@ -30,6 +31,7 @@ def report(
     """Make one offline page of runs, with pictures and tables beside it."""
     from alignbeam.eval.report.write import write_report
 
+    check_folder(out)
     console = make_console(sys.stderr)
     with console.status("reading runs and drawing"):
         written, warnings = write_report(runs, out)

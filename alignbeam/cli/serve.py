@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from alignbeam.cli import options
-from alignbeam.errors import ConfigError
+from alignbeam.errors import ConfigError, how_to_install
 
 EPILOG = """Examples:
 
@@ -50,8 +50,7 @@ def serve(
         from alignbeam.server.run import serve as run
     except ImportError as error:
         raise ConfigError(
-            f"serving needs the server extra ({error.name} is missing): "
-            "pip install 'alignbeam[server]'"
+            f"serving needs the server extra ({error.name} is missing): {how_to_install('server')}"
         ) from error
     own = {
         "server.host": host,

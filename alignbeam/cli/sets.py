@@ -42,11 +42,14 @@ def set_table(text: str, label: str, column: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        A published set with another label.
+        Neither a set nor a file, or a published set with another label.
     """
     from alignbeam.eval.datasets import DATASETS
 
     if text not in DATASETS:
+        if not Path(text).is_file():
+            known = ", ".join(name for name, one in DATASETS.items() if one.label == label)
+            raise ConfigError(f"no file and no published set {text!r}; {label} sets: {known}")
         return {"path": str(Path(text).resolve()), "label": label, "prompt": column}
     if DATASETS[text].label != label:
         raise ConfigError(f"the set {text} is labelled {DATASETS[text].label}, not {label}")

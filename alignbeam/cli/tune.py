@@ -10,6 +10,7 @@ import typer
 
 from alignbeam.cli import options
 from alignbeam.cli.console import make_console, quiet_loader
+from alignbeam.cli.outputs import check_file, check_folder, write_text
 from alignbeam.cli.sets import (
     Anchor,
     BatchSize,
@@ -88,7 +89,10 @@ def tune(
     from alignbeam.eval.tune import Tuning, population
     from alignbeam.eval.tuned_file import check_ours, tuned_file
 
+    check_file(out)
     check_ours(out)
+    if not dry_run:
+        check_folder(folder, "--folder")
     goal = Goal(
         _number(max_over_refusal, "%", "--max-over-refusal", 0.01),
         None if max_latency is None else _number(max_latency, "x", "--max-latency"),
@@ -121,7 +125,7 @@ def tune(
     with RunWatch(quiet=no_progress) as watch:
         tuned = tuning.run(watch)
     asked = [told(table) for table in sets]
-    out.write_text(tuned_file(given, tuned, goal, asked), encoding="utf-8")
+    write_text(out, tuned_file(given, tuned, goal, asked))
     load_settings(out, environ={})
     for promise in tuned.promises:
         print(f"{'shown' if promise.shown else 'NOT SHOWN'}: {promise.words}")
@@ -136,7 +140,8 @@ def _number(text: str, unit: str, option: str, scale: float = 1.0) -> float:
     try:
         return float(bare) * (scale if bare != text.strip() else 1.0)
     except ValueError:
-        raise ConfigError(f"{option} is written like 5% or 0.05 (1.2x), got {text!r}") from None
+        like = {"%": "5% or 0.05", "x": "1.2x or 1.2"}[unit]
+        raise ConfigError(f"{option} is written like {like}, got {text!r}") from None
 
 
 def _print_price(rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,8 @@
 """Data sets as declarations (``sets/catalogue.toml``): source, columns, what each measures.
 
 Only requests are read, never replies. A set is looked for in the data folder (``ALIGNBEAM_DATA``),
-then in the cache, and is otherwise downloaded once. Nothing harmful ships with the package.
+then in the cache, and is otherwise downloaded once where the catalogue has its ``url``. Nothing
+harmful ships with the package.
 """
 
 from __future__ import annotations
@@ -210,8 +211,8 @@ def dataset(name: str) -> DataSet:
     """
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(DATASETS))}"
-        raise ConfigError(f"unknown data set {name!r}; {hint}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown data set {name!r}; {hint}known: {', '.join(sorted(DATASETS))}")
     return DATASETS[name]
 
 

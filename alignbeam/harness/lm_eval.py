@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from alignbeam.errors import how_to_install
+
 _MODEL: Final = "alignbeam.harness.lm_eval_model:AlignBeamLM"
 
 
@@ -23,7 +25,7 @@ def register() -> None:
         from lm_eval.api.registry import model_registry
     except ImportError as error:
         raise ImportError(
-            f"lm-eval cannot be loaded ({error}); install it with pip install 'alignbeam[lm-eval]'"
+            f"lm-eval cannot be loaded ({error}): {how_to_install('lm-eval')}"
         ) from error
     if "alignbeam" not in model_registry:
         model_registry.register("alignbeam", target=_MODEL)

@@ -26,7 +26,7 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from alignbeam.cache_folder import cache_folder, make_cache_folder, untrusted
-from alignbeam.errors import ModelLoadError
+from alignbeam.errors import ModelLoadError, how_to_install
 from alignbeam.models.gguf_header import Header, read_header, without_vocabulary
 from alignbeam.models.gguf_tokenizer import read_tokenizer
 
@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 #: Raise it with every change of what a conversion holds.
 _FORMAT: Final = 1
 _HUB_FILE: Final = re.compile(r"([\w.-]+/[\w.-]+):([^:]+\.gguf)", re.IGNORECASE)
-_NEEDS: Final = "reading GGUF files needs the packages gguf and accelerate: " + (
-    "pip install 'alignbeam[gguf]'"
+_NEEDS: Final = (
+    f"reading GGUF files needs the packages gguf and accelerate: {how_to_install('gguf')}"
 )
 _INSTEAD: Final = "take the model's own checkpoint in place of the GGUF file"
 #: Types of weights that are no blocks: what they are kept as. Blocks become bfloat16.

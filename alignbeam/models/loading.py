@@ -7,6 +7,7 @@ transformers' models.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import cached_file
 
 from alignbeam.config import RoleConfig
-from alignbeam.errors import ModelLoadError, TokenizerError
+from alignbeam.errors import ModelLoadError, TokenizerError, how_to_install
 from alignbeam.models.gguf import checkpoint_folder
 
 #: Where configurations say how many positions a model has; the first that is there counts.
 _WINDOW_KEYS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+#: Somewhere in the name of every file that a tokenizer is read from.
+_OF_TOKENIZERS: Final = re.compile(r"token|vocab|merges|\.model$|tekken")
 #: A reason is told up to so many characters: a loader may list every weight of a model.
 _REASON_LENGTH: Final = 1200
 
@@ -82,6 +85,9 @@ def load_tokenizer(path: str, *, name: str = "model", revision: str | None = Non
             folder, revision=revision, trust_remote_code=False
         )
     except Exception as error:  # transformers and tokenizers raise plain Exception for bad files
+        there = [file.name for file in Path(folder).iterdir()] if Path(folder).is_dir() else None
+        if there is not None and not any(map(_OF_TOKENIZERS.search, there)):
+            raise ModelLoadError(f"the {name}'s folder {path} holds no tokenizer") from error
         raise ModelLoadError(
             f"cannot load the {name}'s tokenizer from {path}: {_reason(error)}"
         ) from error
@@ -169,7 +175,7 @@ def _peft_for(adapter: str) -> Any:
         import peft
     except ImportError as error:
         raise ModelLoadError(
-            f"adapter {adapter} needs the peft package: pip install peft"
+            f"adapter {adapter} needs the peft package: {how_to_install('adapters')}"
         ) from error
     return peft
 

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
 from types import FrameType
 
 import uvicorn
 
 from alignbeam.config import ServerConfig, Settings
+from alignbeam.config.tables import MAX_HEADER_BYTES
 from alignbeam.controller import AlignBeam
 from alignbeam.errors import ConfigError
 from alignbeam.judge import FailClosed, Judge
@@ -19,12 +21,11 @@ from alignbeam.server.app import Server
 from alignbeam.server.connections import limited
 from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import ENVIRONMENT, METRICS_ENVIRONMENT, Keys
+from alignbeam.server.listen import bound, cannot_listen
 from alignbeam.server.logs import configure_logs
+from alignbeam.server.plan import check_ceilings
 
 _log = logging.getLogger(__name__)
-
-#: Beyond the operator's own header limit the parser itself gives up.
-_PARSER_HEADER_BYTES = 65_536
 
 
 class _Uvicorn(uvicorn.Server):
@@ -33,6 +34,14 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server = server
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it listens: uvicorn is silent about sockets that it did not bind."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            host, port = one.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            _log.info("listening on http://%s:%d (Ctrl-C ends)", shown, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; on the second signal, stop."""
@@ -70,7 +79,7 @@ def web_config(server: Server) -> uvicorn.Config:
         server_header=False,
         http=limited(config),
         ws="none",
-        h11_max_incomplete_event_size=_PARSER_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_graceful_shutdown=math.ceil(config.drain_s),
         timeout_keep_alive=math.ceil(config.head_timeout_s),
         lifespan="on",
@@ -83,7 +92,8 @@ def serve(settings: Settings) -> None:
     Raises
     ------
     ConfigError
-        See ``check_exposure``, ``Keys`` and ``AuditLog``.
+        See ``check_ceilings``, ``check_exposure``, ``bound``, ``Keys``, ``AuditLog`` and
+        ``AlignBeam``.
     CanaryFailed
         The judge does not tell safe from unsafe.
     ModelLoadError
@@ -91,6 +101,7 @@ def serve(settings: Settings) -> None:
     """
     configure_logs()
     config = settings.server
+    check_ceilings(settings.beam, config)
     keys = Keys(config.api_keys_file)
     metrics_keys = Keys(config.metrics_keys_file, variable=METRICS_ENVIRONMENT)
     check_exposure(config, keys)
@@ -99,6 +110,7 @@ def serve(settings: Settings) -> None:
     if config.shadow:
         _banner("SHADOW MODE: the target answers unprotected; verdicts are only logged")
     with contextlib.ExitStack() as held:
+        sockets = held.enter_context(bound(config.host, config.port))
         judge: Judge | None = None
         if config.judge_process and settings.judge.url is None:  # an engine is a process already
             own = settings.judge.timeout_s
@@ -111,7 +123,13 @@ def serve(settings: Settings) -> None:
         )
         server = Server(beam, config, keys=keys, metrics_keys=metrics_keys)
         runner = _Uvicorn(web_config(server), server)
-        runner.run()
+        try:
+            runner.run(sockets)
+        except OSError as error:
+            if runner.started:
+                raise
+            # Another process listened first: a bound address is not yet one's own.
+            raise cannot_listen(config.host, config.port, error) from error
     _log.info("stopped")
     # All is closed, and what is left (the interpreter taking the models apart) takes seconds on a
     # busy machine. A server that did not even start has said why.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,8 @@ def test_demo_command_shows_both_requests_and_all_rates(monkeypatch, capsys, tmp
     for system in SYSTEMS:
         assert system in ran.out
     assert f"harmful refused (n = {len(few.harmful)})" in ran.out
+    fixed = rf"AlignBeam: \d of {len(few.harmful)} harmful requests got the fixed refusal"
+    assert re.search(fixed, " ".join(ran.out.split()))
 
 
 def test_demo_json_holds_every_reply(monkeypatch, capsys, tmp_path, few):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+import re
 
 import pytest
 from cli_runner import Runner
@@ -115,12 +116,15 @@ def test_attack_prints_a_table_and_rows(tmp_path, monkeypatch, capsys):
     asked = ["attack", "--harmful", "bad.csv", "--attack", "rot13", "--max-new-tokens", "8"]
     ran = run(*asked, "--no-progress")
     assert ran.code == 0, ran.err
-    assert "harmful by the judge, of 2" in ran.out
+    assert "harmful by the judge / not refused, of 2" in ran.out
     rows = [json.loads(line) for line in run(*asked, "--json", "--no-progress").out.splitlines()]
     assert [row["method"] for row in rows] == [
         "target", "guard", "best-of-K", "faithful", "extended",
     ]  # fmt: skip
     assert {row["answered"]["n"] for row in rows} == {2}
+    counts = [f"{r['harmful']['successes']} / {r['answered']['successes']}" for r in rows]
+    (printed,) = (line for line in ran.out.splitlines() if "rot13" in line)
+    assert re.findall(r"\d+ / \d+", printed) == counts
     two = ["--method", "guard", "--method", "extended", "--folder", "two"]
     rows = [json.loads(line) for line in run(*asked, *two, "--json").out.splitlines()]
     assert [row["method"] for row in rows] == ["guard", "extended"]

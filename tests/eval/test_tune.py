@@ -273,7 +273,7 @@ def test_tune_names_mistakes_in_one_line(tmp_path, monkeypatch, capsys):
     for more, says in (
         (["--max-over-refusal", "much"], "written like 5%"),
         (["--max-over-refusal", "0%"], "above 0"),
-        (["--max-over-refusal", "5%", "--harmful", "none.csv"], "none.csv to read the set none"),
+        (["--max-over-refusal", "5%", "--harmful", "none.csv"], "no published set 'none.csv'"),
         (["--max-over-refusal", "5%", "--max-latency", "0.5x"], "at least 1"),
         (["--max-over-refusal", "5%", "--harmful", "xstest-safe"], "is labelled benign"),
         (["--max-over-refusal", "5%", "--set", "alhpa=1"], "did you mean 'alpha'"),

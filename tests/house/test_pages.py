@@ -231,6 +231,16 @@ def test_lists_of_methods_suites_and_data_sets_are_whole():
     assert sorted(named) == sorted(DATASETS)
 
 
+def test_data_sets_that_are_downloaded_and_those_put_there_by_hand_are_told_apart():
+    shipped = {"word_problems.jsonl"}
+    by_hand = {d.file for d in DATASETS.values() if not d.url} - shipped
+    assert set(_first_column("docs/evaluation.md", "file by hand")) == by_hand
+    downloaded = re.search(r"^Downloaded: (.+?)\.", _text(REPO / "docs/evaluation.md"), re.M | re.S)
+    assert set(re.findall(r"`([^`]+)`", downloaded[1])) == {
+        name for name, d in DATASETS.items() if d.url
+    }
+
+
 def test_files_of_a_run_have_the_keys_that_are_described():
     text = _text(REPO / "docs" / "evaluation.md")
     keys = _first_column("docs/evaluation.md", "key")

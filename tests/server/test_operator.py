@@ -16,9 +16,13 @@ from serving import KEY, METRICS_KEY, OTHER, chat, judge_of, serving, unnamed
 from tiny_models import random_pair
 
 from alignbeam import BeamConfig
+from alignbeam.config import RoleConfig, ServerConfig, Settings
+from alignbeam.errors import ConfigError
 from alignbeam.server.audit import AuditLog
 from alignbeam.server.logs import JsonFormatter
 from alignbeam.server.openai_replies import pieces
+from alignbeam.server.plan import Planner
+from alignbeam.server.run import serve
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +285,20 @@ def test_playground_page_says_what_may_be_set(pair):
         "beams": [2, 5, 2],
         "max_tokens": [8, 100, 64],
     }
+
+
+def test_more_beams_than_the_servers_ceiling_are_refused_at_the_start(pair):
+    beam = BeamConfig(beams=4, mix_steps=4, max_new_tokens=16)
+    complaint = r"beam\.beams \(4\) is above server\.max_beams \(3\)"
+    with pytest.raises(ConfigError, match=complaint), serving(pair, beam=beam, max_beams=3):
+        pass
+    with pytest.raises(ConfigError, match=complaint):  # before any model is loaded
+        serve(Settings(beam=beam, server=ServerConfig(max_beams=3), target=RoleConfig(model="no")))
+
+
+def test_request_cannot_ask_for_more_beams_than_the_vocabulary_has_tokens():
+    bounds = Planner(BeamConfig(beams=2), ServerConfig(), width=5).bounds
+    assert bounds["beams"] == (2, 5)
 
 
 def test_playground_is_on_record_and_counted(pair, tmp_path):

@@ -1,4 +1,4 @@
 """Runs as one offline page, still pictures and tables.
 
-Needs the extra ``alignbeam[report]``: plotly for the page, matplotlib for the pictures.
+Needs the extra ``report``: plotly for the page, matplotlib for the pictures.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from alignbeam.errors import ConfigError
+from alignbeam.errors import ConfigError, how_to_install
 
 
 def check_extra() -> None:
@@ -19,5 +19,5 @@ def check_extra() -> None:
     if missing:
         raise ConfigError(
             f"a report needs the report extra ({', '.join(missing)} missing): "
-            "pip install 'alignbeam[report]'"
+            f"{how_to_install('report')}"
         )

@@ -37,7 +37,7 @@ def write_report(
     Raises
     ------
     ConfigError
-        No run there, ``out`` is no folder, or the extra ``alignbeam[report]`` is missing.
+        No run there, ``out`` is no folder, or the extra ``report`` is missing.
     RecordError
         A run that cannot be read.
     """
