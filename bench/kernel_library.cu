@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA step of one csrc as a library for kernel_library.py, which gives its folder to nvcc: with
-// ALIGNBEAM_MARKS for phases.py, without for compare_kernels.py.
+// The CUDA step of one csrc as a library for kernel_library.py, which gives its folder to nvcc:
+// with ALIGNBEAM_MARKS for phases.py, without for compare_kernels.py.
 #include "check_params.cpp"
 #include "mix_topk.cu"
 
