@@ -137,7 +137,9 @@ def merged_tables(
     for place, tables in sources:
         for table, values in tables.items():
             if table not in _TABLES:
-                raise ConfigError(f"{place}unknown table [{table}]{suggest(table, _TABLES)}")
+                homes = [name for name, cls in _TABLES.items() if table in cls.known_keys()]
+                hint = f"; it belongs under [{homes[0]}]" if homes else suggest(table, _TABLES)
+                raise ConfigError(f"{place}unknown table [{table}]{hint}")
             if not isinstance(values, Mapping):
                 raise ConfigError(f"{place}{table} must be a table, written [{table}]")
             _TABLES[table].refuse_unknown(values, f"{place}[{table}]: ")

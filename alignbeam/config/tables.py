@@ -327,6 +327,10 @@ class ServerConfig(CheckedSettings):
             raise ConfigError("model_name must not be blank: clients name the model by it")
         if self.audit_text and self.audit_file is None:
             raise ConfigError("audit_text needs audit_file, the audit log that it is put into")
+        for name in ("beams", "mix_steps"):
+            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if least is not None and least > most:
+                raise ConfigError(f"min_{name} ({least}) is above max_{name} ({most})")
 
     @property
     def on_loopback(self) -> bool:

@@ -160,6 +160,20 @@ def test_role_config_takes_a_url_with_a_host(url):
     assert RoleConfig(url=url).url == url
 
 
+@pytest.mark.parametrize("name", ["beams", "mix_steps"])
+def test_server_config_refuses_a_floor_above_its_ceiling(name):
+    ServerConfig(**{f"min_{name}": 3, f"max_{name}": 3})
+    with pytest.raises(ConfigError, match=rf"min_{name} \(5\) is above max_{name} \(3\)"):
+        ServerConfig(**{f"min_{name}": 5, f"max_{name}": 3})
+
+
+def test_a_setting_outside_of_its_table_is_told_where_it_belongs(tmp_path):
+    path = tmp_path / "alignbeam.toml"
+    path.write_text("alpha = 0.3\n")
+    with pytest.raises(ConfigError, match=r"unknown table \[alpha\]; it belongs under \[beam\]"):
+        load_settings(path)
+
+
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
 def test_beam_config_refuses_a_blank_refusal(text):
     with pytest.raises(ConfigError, match="refusal_text must say something"):
