@@ -88,7 +88,11 @@ class Server:
         self.service = Service(beam, config, audit)
         self.draining = False
         self.app = self._make_app()
-        self.gated = Gate(self.app, keys, metrics_keys, config)
+        self.gated = Gate(self.app, keys, metrics_keys, config, self._count_refused)
+
+    def _count_refused(self, status: int) -> None:
+        # Whoever may not come in names no route: the series would be as many as paths are guessed.
+        self.service.metrics.requests.labels("gate", status).inc()
 
     # Making it -----------------------------------------------------------------------------
 

@@ -61,11 +61,20 @@ class Gate:
         Open ``/metrics`` and nothing else. Where there are ``keys`` and none of these, nobody may
         read it.
     config : ServerConfig
+    refused : callable
+        Told the status of each request that is answered here.
     """
 
-    def __init__(self, app: App, keys: Keys, metrics_keys: Keys, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        app: App,
+        keys: Keys,
+        metrics_keys: Keys,
+        config: ServerConfig,
+        refused: Callable[[int], object] = lambda _: None,
+    ) -> None:
         self._app, self._keys, self._metrics_keys = app, keys, metrics_keys
-        self._config = config
+        self._config, self._refused = config, refused
         rate, saved = config.client_bytes_per_s, config.max_body_bytes
         self._allowance = Allowance(rate, max(rate, saved))
 
@@ -105,6 +114,7 @@ class Gate:
             await self._app(scope, _bounded(body, self._config.max_body_bytes), watched)
         except Problem as problem:
             if status == 0:
+                self._refused(problem.status)
                 reply = JSONResponse(problem.body, problem.status, dict(problem.headers))
                 await reply(scope, receive, watched)
         finally:

@@ -39,6 +39,8 @@ def test_metrics_count_what_happened(pair):
         for prompt in ("Hello!", "a b c"):
             assert client.post("/v1/chat/completions", json=chat(prompt)).status_code == 200
         client.post("/v1/chat/completions", json=chat(n=0))
+        for path in ("/v1/models", "/guessed"):
+            assert client.get(path, headers={"authorization": "Bearer guessed"}).status_code == 401
         page = client.get("/metrics", headers={"authorization": f"Bearer {METRICS_KEY}"})
     assert page.headers["content-type"].startswith("text/plain")
     series = dict(
@@ -47,6 +49,7 @@ def test_metrics_count_what_happened(pair):
     route = 'route="/v1/chat/completions"'
     assert series[f'alignbeam_requests_total{{{route},status="200"}}'] == "2.0"
     assert series[f'alignbeam_requests_total{{{route},status="400"}}'] == "1.0"
+    assert series['alignbeam_requests_total{route="gate",status="401"}'] == "2.0"
     assert series["alignbeam_verdict_score_count"] == "4.0"
     assert series["alignbeam_time_to_first_token_seconds_count"] == "2.0"
     assert series["alignbeam_request_seconds_count"] == "2.0"
