@@ -253,7 +253,9 @@ def _serve(pipe: Connection, config: JudgeConfig, threads: int) -> None:
     import torch
 
     from alignbeam.controller import load_judge_of
+    from alignbeam.server.logs import configure_logs
 
+    configure_logs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if threads:

@@ -8,7 +8,10 @@ import sys
 import time
 from typing import Any
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName"),
+    "color_message",  # uvicorn's, for terminals
+}
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,11 +35,17 @@ class JsonFormatter(logging.Formatter):
 def configure_logs(level: int = logging.INFO) -> None:
     """Send the package's and the web server's records to stderr as JSON lines.
 
-    Called by ``alignbeam serve`` only: a library must not own its program's logging.
+    Called by the processes of ``alignbeam serve`` only: a library must not own its program's
+    logging. What else would be written there is a record, too, or is not written.
     """
+    from transformers.utils import logging as loader_log
+
+    loader_log.set_verbosity_error()
+    loader_log.disable_progress_bar()
+    logging.captureWarnings(True)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name in ("alignbeam", "uvicorn"):
+    for name in ("alignbeam", "uvicorn", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -15,6 +15,7 @@ import uvicorn
 from alignbeam.config import ServerConfig, Settings
 from alignbeam.config.tables import MAX_HEADER_BYTES
 from alignbeam.controller import AlignBeam
+from alignbeam.embedded import warn_of_embedded
 from alignbeam.errors import ConfigError
 from alignbeam.judge import FailClosed, Judge
 from alignbeam.server.app import Server
@@ -113,6 +114,7 @@ def serve(settings: Settings) -> None:
         sockets = held.enter_context(bound(config.host, config.port))
         judge: Judge | None = None
         if config.judge_process and settings.judge.url is None:  # an engine is a process already
+            warn_of_embedded(target=settings.target, judge=settings.judge)
             own = settings.judge.timeout_s
             seconds = config.judge_timeout_s if own is None else min(own, config.judge_timeout_s)
             process = held.enter_context(contextlib.closing(JudgeProcess(settings.judge, seconds)))

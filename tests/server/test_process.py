@@ -85,6 +85,19 @@ def start():
         one.process.stderr.close()
 
 
+@pytest.mark.parametrize("judge_process", ["true", "false"])
+def test_all_that_serve_says_is_json_lines(start, judge_process):
+    server = start("--set", f"server.judge_process={judge_process}")
+    assert server.ask().status_code == 200
+    assert server.end() == 0
+    lines = server.process.stderr.read().splitlines()
+    # Said while the package is imported, before there are logs.
+    said = [line for line in lines if "native extension" not in line]
+    records = [json.loads(line) for line in said]
+    assert {"listening", "request", "stopped"} <= {r["message"].split()[0] for r in records}
+    assert not any("color_message" in r or "embedded" in r["message"] for r in records)
+
+
 def test_serve_ends_at_once_on_sigterm_when_idle(start):
     server = start()
     assert server.ask().status_code == 200
