@@ -122,6 +122,13 @@ def from_assignments(texts: Iterable[str]) -> dict[str, Any]:
     return flat
 
 
+def _place_of(name: str, value: object) -> str:
+    homes = [table for table, settings in _TABLES.items() if name in settings.known_keys()]
+    if homes and not isinstance(value, Mapping):
+        return f"; it belongs under [{homes[0]}]"
+    return suggest(name, _TABLES)
+
+
 def merged_tables(
     path: str | Path | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
@@ -137,9 +144,7 @@ def merged_tables(
     for place, tables in sources:
         for table, values in tables.items():
             if table not in _TABLES:
-                homes = [name for name, cls in _TABLES.items() if table in cls.known_keys()]
-                hint = f"; it belongs under [{homes[0]}]" if homes else suggest(table, _TABLES)
-                raise ConfigError(f"{place}unknown table [{table}]{hint}")
+                raise ConfigError(f"{place}unknown table [{table}]{_place_of(table, values)}")
             if not isinstance(values, Mapping):
                 raise ConfigError(f"{place}{table} must be a table, written [{table}]")
             _TABLES[table].refuse_unknown(values, f"{place}[{table}]: ")
