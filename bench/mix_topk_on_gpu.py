@@ -327,7 +327,8 @@ def run(arguments: argparse.Namespace) -> int:
                 for late in todo[at:]:
                     budget.leave_out(f"{late.dtype}, R = {late.rows}", "the seconds are spent")
                 break
-            reserve_s = group_s * (len(todo) - at)
+            # Half of it is for what is compiled, which those that come late can do without.
+            reserve_s = group_s * (1 + (len(todo) - at - 1) / 2)
             compiled: dict[str, peers.Peer] = {}
             for kind in group.kinds():
                 if kind != "peaked" and budget.left() < reserve_s:
