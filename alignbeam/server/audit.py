@@ -61,8 +61,9 @@ class Quota:
         ------
         AuditQuota
         """
-        if self._level(client) >= self._most:
-            raise AuditQuota("your requests fill the audit log too fast; come again later")
+        beyond = self._level(client) - self._most
+        if beyond >= 0:
+            raise AuditQuota(beyond * 3600 / self._most)
 
     def _level(self, client: str) -> float:
         size, then = self._added.get(client, (0.0, 0.0))

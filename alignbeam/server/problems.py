@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,11 @@ class AuditUnavailable(AlignBeamError, RuntimeError):
 
 
 class AuditQuota(AlignBeamError, RuntimeError):
-    """A client's records would push the others' out of the audit log."""
+    """A client's records would push the others' out of the audit log, for ``wait_s`` seconds yet."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__("your requests fill the audit log too fast; come again later")
+        self.wait_s = wait_s
 
 
 @dataclass(eq=False)
@@ -118,6 +123,8 @@ def problem_of(error: BaseException, retry_after_s: int, field: str | None = Non
     for kind, status, code in _KNOWN:
         if isinstance(error, kind):
             message = _SPOKEN.get(code, str(error))
+            if isinstance(error, AuditQuota):
+                retry_after_s = max(retry_after_s, math.ceil(error.wait_s))
             headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else {}
             if not isinstance(error, PromptError):
                 field = None

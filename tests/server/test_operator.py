@@ -18,10 +18,11 @@ from tiny_models import random_pair
 from alignbeam import BeamConfig
 from alignbeam.config import RoleConfig, ServerConfig, Settings
 from alignbeam.errors import ConfigError
-from alignbeam.server.audit import AuditLog
+from alignbeam.server.audit import AuditLog, Quota
 from alignbeam.server.logs import JsonFormatter
 from alignbeam.server.openai_replies import pieces
 from alignbeam.server.plan import Planner
+from alignbeam.server.problems import AuditQuota, problem_of
 from alignbeam.server.run import serve
 
 
@@ -386,6 +387,16 @@ def test_audit_log_cannot_be_flushed_by_one_client(pair, tmp_path):
     by = [r["client"] for r in lines_of(path)]
     assert by.count(unnamed(KEY)) == sum(one.status_code == 200 for one in said)
     assert by.count(unnamed(OTHER)) == 1
+
+
+def test_client_beyond_its_quota_is_told_when_to_come_again(monkeypatch):
+    monkeypatch.setattr("alignbeam.server.audit.time.monotonic", lambda: 7.0)
+    quota = Quota(3600)
+    quota.add("one", 3700)
+    with pytest.raises(AuditQuota) as caught:
+        quota.check("one")
+    assert problem_of(caught.value, 1).headers["retry-after"] == "100"
+    assert problem_of(caught.value, 200).headers["retry-after"] == "200"
 
 
 def test_pieces_of_a_text_make_the_text():
