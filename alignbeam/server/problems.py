@@ -37,7 +37,7 @@ class AuditUnavailable(AlignBeamError, RuntimeError):
 
 
 class AuditQuota(AlignBeamError, RuntimeError):
-    """A client's records would push the others' out of the audit log, for ``wait_s`` seconds yet."""
+    """A client's records would push others' out of the audit log, for ``wait_s`` seconds yet."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__("your requests fill the audit log too fast; come again later")
