@@ -103,12 +103,12 @@ class AlignBeam:
         ModelLoadError, TokenizerError, BridgeError, ConfigError, BackendUnavailable
             What cannot be loaded or does not fit, and why.
         """
-        sources: dict[str, object] = {"target": target, "anchor": anchor}
         if judge is None or isinstance(judge, str | JudgeConfig):
-            sources["judge"] = judge
+            warn_of_embedded(target=target, anchor=anchor, judge=judge)
             probe = judge.probe if isinstance(judge, JudgeConfig) else probe
             judge = load_judge_of(judge)
-        warn_of_embedded(**sources)
+        else:
+            warn_of_embedded(target=target, anchor=anchor)
         # In the first step one more than ``top_b``: the opening token is none of the answer.
         best = (config or BeamConfig()).top_b + 1
         roles = _load_role("target", target), _load_role("anchor", anchor, best)

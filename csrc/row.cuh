@@ -54,6 +54,7 @@ struct Row {
   DType dtype;
   bool aligned;  // 16-byte loads reach every column
 
+  // As it lies there: asked for long before logit_of makes a number of it and waits.
   __device__ __forceinline__ uint32_t bits(int column) const {
     return dtype == DType::kFloat32 ? static_cast<const uint32_t*>(logits)[column]
                                     : static_cast<const uint16_t*>(logits)[column];

@@ -34,8 +34,8 @@ def draw(
         Above 0.
     """
     # From the best down, and by no less than float32 knows: what overflows is far below the best.
-    below_best = logits.float() - logits.float().max()
-    scaled = below_best / max(temperature, torch.finfo(torch.float32).tiny)
+    logits = logits.float()
+    scaled = (logits - logits.max()) / max(temperature, torch.finfo(torch.float32).tiny)
     order = scaled.sort(descending=True, stable=True)
     probs = order.values.softmax(-1).double()
     if top_k > 0:

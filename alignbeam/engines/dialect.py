@@ -153,11 +153,12 @@ class Numbers:
         if math.fsum(map(math.exp, self.logprobs.values())) > 1 + _ABOVE_ONE:
             raise Nonsense("probabilities that add up to more than 1")
         best_is_told = query.best > 0 or query.free
-        if best_is_told and max(self.logprobs.values()) < -math.log(width) - _BELOW_EVEN:
+        most = max(self.logprobs.values(), default=-math.inf)
+        if best_is_told and most < -math.log(width) - _BELOW_EVEN:
             raise Nonsense("a best token that is less probable than all of them can be")
         if query.draw == GREEDY and self.chosen not in self.logprobs:
             raise Nonsense("no log-probability of the token that it chose")
-        if query.free and self.logprobs[self.chosen] < max(self.logprobs.values()) - _BELOW_BEST:
+        if query.free and self.logprobs[self.chosen] < most - _BELOW_BEST:
             raise Nonsense("a choice that is less probable than another token")
         if self.chosen in query.forbidden or query.only not in (None, self.chosen):
             raise Nonsense("a token that was not to be chosen")

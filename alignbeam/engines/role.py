@@ -214,7 +214,7 @@ class _Line:
     async def events(self, path: str, body: Json) -> AsyncIterator[Json]:
         watch, dialect = self._role.watch, self._role.dialect
         async for event in self._role.client.events(path, body):
-            await watch.recognise(event, later=dialect.signed_later(event))
+            await watch.recognise(event, signed_later=dialect.signed_later(event))
             yield event
 
     async def whole(self, call: Awaitable[_Answer]) -> _Answer:

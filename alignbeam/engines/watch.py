@@ -59,7 +59,7 @@ class Watch:
         self._task = asyncio.run_coroutine_threadsafe(self._look(), io_loop())
 
     async def recognise(
-        self, answer: Mapping[str, Any], *, checking: bool = False, later: bool = False
+        self, answer: Mapping[str, Any], *, checking: bool = False, signed_later: bool = False
     ) -> None:
         """Refuse an answer of another model than was checked at the start.
 
@@ -72,7 +72,7 @@ class Watch:
         answer : mapping
         checking : bool
             It is part of a check.
-        later : bool
+        signed_later : bool
             It is a piece of an answer of which a later one says who gave it.
 
         Raises
@@ -94,7 +94,7 @@ class Watch:
             if print_ is not None:
                 self._seen.add(print_)
             return
-        if (later and print_ is None) or self._known(role, print_):
+        if (signed_later and print_ is None) or self._known(role, print_):
             return
         try:
             await self.check(lambda: not self._known(role, print_))

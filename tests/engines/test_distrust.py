@@ -342,6 +342,25 @@ def test_completion_that_nobody_signs_is_checked_before_it_counts(served, pair):
         complete(target, prompt)
 
 
+def test_engine_that_is_certain_to_end_still_opens_beams(engines, pair):
+    """Of what rounding leaves beside the ends nothing; they open no beam, and others do."""
+    target, _, beam = engines
+    prompt = pair[0].render([{"role": "user", "content": "Hello!"}])
+    logits, ends = target.logits, list(pair[0].end_ids)
+
+    def certain(ids):
+        found = logits(ids).clone()
+        if len(ids) == len(prompt):
+            found[ends[0]] = found.max() + 200
+        return found
+
+    target.logits = certain
+    result = beam.generate("Hello!")
+    assert len(result.candidates) == CONFIG.beams
+    assert all(c.token_ids[0] not in ends for c in result.candidates)
+    assert all(-math.inf < c.logprob <= 0 for c in result.candidates)
+
+
 def complete(role, prompt):
     stream = role.stream(prompt, 4, GREEDY, 1)
     return [stream.take() for _ in range(4)]
