@@ -104,4 +104,4 @@ class Cancelled(AlignBeamError):
 
 def how_to_install(extra: str) -> str:
     """Return the words for a missing extra; the package is on no index."""
-    return f"pip install '.[{extra}]' in the checkout of alignbeam"
+    return f"pip install -c constraints.txt '.[{extra}]' in the checkout of alignbeam"

@@ -164,7 +164,7 @@ def test_report_refuses_what_is_no_run(run, tmp_path):
 
 def test_report_says_what_to_install(run, tmp_path, monkeypatch):
     monkeypatch.setattr(extra, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install '\.\[report\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt '\.\[report\]'"):
         write_report([run], tmp_path / "out")
 
 

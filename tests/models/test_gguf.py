@@ -280,7 +280,7 @@ def test_gguf_without_its_packages_names_the_extra(
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install '.[gguf]'" in refusal(whole)
+    assert "pip install -c constraints.txt '.[gguf]'" in refusal(whole)
 
 
 def test_converted_gguf_is_a_plain_checkpoint_of_bfloat16(tmp_path: Path, cache: Path) -> None:

@@ -318,7 +318,7 @@ def test_adapter_without_the_peft_package_names_the_cure(
     monkeypatch.setitem(sys.modules, "peft", None)
     base = saved(role_of("llama"), tmp_path)
     config = RoleConfig(model=str(base), adapter=str(tmp_path / "adapter"), device="cpu")
-    with pytest.raises(ModelLoadError, match=r"pip install '\.\[adapters\]'"):
+    with pytest.raises(ModelLoadError, match=r"pip install -c constraints.txt '\.\[adapters\]'"):
         Role.from_config("target", config)
 
 

@@ -19,5 +19,5 @@ def check_extra() -> None:
     if missing:
         raise ConfigError(
             f"a report needs the report extra ({', '.join(missing)} missing): "
-            f"{how_to_install('report')}"
+            + how_to_install("report")
         )
