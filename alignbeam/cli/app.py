@@ -17,6 +17,7 @@ from alignbeam.cli import (
     probe,
     report,
     serve,
+    settings,
     tune,
 )
 from alignbeam.version import __version__
@@ -64,4 +65,5 @@ app.command(epilog=attack.EPILOG)(attack.attack)
 app.command(epilog=probe.EPILOG)(probe.probe)
 app.command(epilog=report.EPILOG)(report.report)
 app.command(epilog=serve.EPILOG)(serve.serve)
+app.command(epilog=settings.EPILOG)(settings.settings)
 app.add_typer(harmbench.app, name="harmbench")

@@ -61,7 +61,7 @@ _SET: Final = _option(
     "Settings",
     "NAME=VALUE",
     "Any other setting, such as temperature=0.7, judge.kind=wildguard or device=cuda; "
-    "repeatable. docs/tuning.md lists all names, /set in a chat those of an answer.",
+    "repeatable. `alignbeam settings` explains all of them.",
 )
 
 

@@ -26,6 +26,7 @@ from alignbeam.config.beam import (
     Whole,
 )
 from alignbeam.config.checked import CheckedSettings, Range, suggest
+from alignbeam.config.described import settings_file, toml
 from alignbeam.config.gate import GateConfig
 from alignbeam.config.tables import EvalConfig, JudgeConfig, RoleConfig, ServerConfig, Settings
 from alignbeam.errors import ConfigError
@@ -51,8 +52,11 @@ __all__ = [
     "from_flat",
     "load_settings",
     "merged_tables",
+    "names_of",
     "read_value",
+    "settings_file",
     "suggest",
+    "toml",
 ]
 
 #: Values as given, by table and key.
@@ -105,6 +109,28 @@ def from_flat(values: Mapping[str, Any]) -> Tables:
     return tables
 
 
+def names_of(given: Iterable[str]) -> list[str]:
+    """Return the ``table.key`` that each of ``given`` names: a table, a key of any, or one itself.
+
+    Raises
+    ------
+    ConfigError
+        A name that there is not, with the nearest one that there is.
+    """
+    found = []
+    for text in given:
+        name = text.replace("-", "_")
+        if name in _TABLES:
+            found += [dotted for dotted in _DOTTED if dotted.startswith(f"{name}.")]
+        elif name in _DOTTED:
+            found.append(name)
+        elif places := [dotted for dotted in _DOTTED if dotted.endswith(f".{name}")]:
+            found += places
+        else:
+            raise ConfigError(f"unknown setting {text!r}{_nearest(name)}")
+    return found
+
+
 def from_assignments(texts: Iterable[str]) -> dict[str, Any]:
     """Read ``NAME=VALUE`` texts into flat names and values.
 
@@ -147,7 +173,7 @@ def merged_tables(
                 raise ConfigError(f"{place}unknown table [{table}]{_place_of(table, values)}")
             if not isinstance(values, Mapping):
                 raise ConfigError(f"{place}{table} must be a table, written [{table}]")
-            _TABLES[table].refuse_unknown(values, f"{place}[{table}]: ")
+            _TABLES[table].check_each(values, f"{place}[{table}]: ")
             merged[table].update(values)
     return merged
 

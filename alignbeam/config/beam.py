@@ -67,7 +67,7 @@ class BeamConfig(CheckedSettings):
         score counts. Only some judges tell it (``Verdict.request_harm``).
     selection : {"safest", "least_steered"}
         Of the candidates that pass: the lowest score (the paper), or what the target says by
-        itself, else the one that departs least from it.
+        itself (where ``unsteered`` has it asked), else the one that departs least from that.
     early_every : int
         Tokens after which the judge looks at what the candidates have become, and gives up those
         that cannot win; 0 looks at finished candidates only (the paper). Only for a target in

@@ -58,6 +58,16 @@ class CheckedSettings:
                 object.__setattr__(self, name, checked)
 
     @classmethod
+    def secret_keys(cls) -> set[str]:
+        """Names of the settings that are shown to nobody."""
+        return {field.name for field in dataclasses.fields(cls) if not field.repr}
+
+    @classmethod
+    def wanted(cls, name: str) -> str:
+        """Return what a setting may be, in words: ``a number in 0..1``."""
+        return cls._checks()[name].wanted
+
+    @classmethod
     @functools.cache
     def _checks(cls) -> dict[str, _Check]:
         """Return the check of each field; read once a class, for requests copy their settings."""
@@ -76,6 +86,22 @@ class CheckedSettings:
         for name in names:
             if name not in known:
                 raise ConfigError(f"{where}unknown setting {name!r}{suggest(name, known)}")
+
+    @classmethod
+    def check_each(cls, values: Mapping[str, Any], where: str = "") -> None:
+        """Check ``values`` one by one, as those of one of several sources; ``where`` names it.
+
+        Raises
+        ------
+        ConfigError
+            An unknown key, a wrong type or a value out of range.
+        """
+        cls.refuse_unknown(values, where)
+        for name, value in values.items():
+            try:
+                cls._checks()[name](name, value)
+            except ConfigError as error:
+                raise ConfigError(f"{where}{error}") from None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "") -> Self:
@@ -99,8 +125,17 @@ class CheckedSettings:
         return dataclasses.replace(self, **changes)
 
 
-#: Returns a field's value, as a tuple where it came as a list, or raises ``ConfigError``.
-_Check = Callable[[str, Any], Any]
+@dataclass(frozen=True)
+class _Check:
+    """What a field may hold."""
+
+    wanted: str
+    #: Returns the value of a field of that name as it is kept, or raises ``ConfigError``.
+    read: Callable[[str, Any], Any]
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return self.read(name, value)
+
 
 _WANTED: dict[Any, str] = {
     bool: "true or false",
@@ -126,23 +161,25 @@ def _check_of(hint: Any) -> _Check:
 
 
 def _optional(check: _Check) -> _Check:
-    return lambda name, value: None if value is None else check(name, value)
+    return _Check(check.wanted, lambda name, value: None if value is None else check(name, value))
 
 
 def _choice(choices: tuple[str, ...]) -> _Check:
-    def check(name: str, value: Any) -> Any:
+    wanted = f"one of {', '.join(choices)}"
+
+    def read(name: str, value: Any) -> Any:
         if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            raise ConfigError(f"{name} must be {wanted}, got {value!r}")
         return value
 
-    return check
+    return _Check(wanted, read)
 
 
 def _sequence(choices: tuple[str, ...]) -> _Check:
     """Strings, all of ``choices`` where there are any."""
     wanted = f"any of {', '.join(choices)}" if choices else "non-empty strings"
 
-    def check(name: str, value: Any) -> Any:
+    def read(name: str, value: Any) -> Any:
         items = (value,) if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             raise ConfigError(f"{name} must be a list of strings, got {value!r}")
@@ -151,22 +188,23 @@ def _sequence(choices: tuple[str, ...]) -> _Check:
                 raise ConfigError(f"{name} must hold {wanted}, got {item!r}")
         return tuple(items)
 
-    return check
+    return _Check(f"a list of {wanted}", read)
 
 
 def _typed(kind: Any, bounds: Range | None) -> _Check:
     accepted = (int, float) if kind is float else kind
+    wanted = _WANTED[kind]
 
-    def check(name: str, value: Any) -> Any:
+    def read(name: str, value: Any) -> Any:
         # True is an int to Python; to a reader of the file it is not.
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{name} must be {_WANTED[kind]}, got {value!r}")
+            raise ConfigError(f"{name} must be {wanted}, got {value!r}")
         if bounds is not None and value not in bounds:
             raise ConfigError(f"{name} must be {bounds}, got {value}")
         # Whoever computes with it is to find what the annotation says.
         return _as_float(name, value) if kind is float else value
 
-    return check
+    return _Check(wanted if bounds is None else f"{wanted} {bounds}", read)
 
 
 def _as_float(name: str, value: int | float) -> float:

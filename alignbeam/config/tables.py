@@ -37,15 +37,16 @@ class RoleConfig(CheckedSettings):
     Attributes
     ----------
     model : str or None
-        Folder, hub id, ``.gguf`` file or ``hub/id:file.gguf``; None is the embedded demonstration
-        model of that role. An ``http://`` or ``https://`` address is taken for ``url``.
+        Folder, hub id, ``.gguf`` file or ``hub/id:file.gguf``; not set, the embedded
+        demonstration model of that role. An ``http://`` or ``https://`` address is taken for
+        ``url``.
     url : str or None
         Address of an inference engine that serves the model; then nothing is loaded here.
     tokenizer : str or None
-        Folder, hub id or ``.gguf`` file of the tokenizer of an engine's model; None takes what the
-        engine says it was started with.
+        Folder, hub id or ``.gguf`` file of the tokenizer of an engine's model; not set, what
+        the engine says it was started with.
     served_name : str or None
-        What the engine calls the model; None takes its only one.
+        What the engine calls the model; not set, its only one.
     key_env : str or None
         Name of the environment variable that holds the engine's API key.
     connect_s, read_s : float
@@ -60,7 +61,7 @@ class RoleConfig(CheckedSettings):
         ``"auto"`` (what the checkpoint holds; float32 on a CPU), ``"float32"``, ``"bfloat16"``
         or ``"float16"``.
     device : str or None
-        Such as ``"cpu"`` or ``"cuda:1"``; None takes a GPU where there is one.
+        Such as ``"cpu"`` or ``"cuda:1"``; not set, a GPU where there is one.
     device_map : str or None
         Handed to transformers (needs ``accelerate``); excludes ``device``.
     quantization : mapping or None
@@ -69,13 +70,13 @@ class RoleConfig(CheckedSettings):
         Put before the conversation, for this role only.
     chat_template : str or None
         Jinja text, the path of a ``.jinja`` file, or the name of one of the tokenizer's own
-        templates; None is the one called ``default``.
+        templates; not set, the one called ``default``.
     thinking : bool
         Leave a template's thinking mode on. The first tokens must be the answer's, so: False.
     fold_turns : bool or None
         Where the template does not take a system message, two turns of one role in a row, or an
-        assistant's turn at the head: put the text into a turn that it takes. None: for the anchor
-        and the judge, while a target's template refuses such requests.
+        assistant's turn at the head: put the text into a turn that it takes. Not set: for the
+        anchor and the judge, while a target's template refuses such requests.
     """
 
     model: str | None = None
@@ -150,9 +151,9 @@ class JudgeConfig(RoleConfig):
     timeout_s : float or None
         Seconds for one batch of candidates; beyond, every verdict of the batch is an error.
     nonce_key : str or None
-        Hexadecimal key of the marks around what a rubric judge reads, 16 bytes at least; None draws
-        one. A fixed key makes runs repeatable, and must then be as secret as the verdicts are to
-        be trusted.
+        Hexadecimal key of the marks around what a rubric judge reads, 16 bytes at least; not set,
+        one is drawn. A fixed key makes runs repeatable, and must then be as secret as the
+        verdicts are to be trusted.
     views : tuple of str
         What the judge is shown of each candidate; the worst verdict counts. ``"conversation"``
         must be among them. See ``docs/algorithm.md``.
@@ -203,7 +204,8 @@ class ServerConfig(CheckedSettings):
         Keys in the same form that open ``/metrics`` and nothing else; ``ALIGNBEAM_METRICS_KEYS``
         adds to them. Without any, ``/metrics`` is closed wherever clients need a key.
     release : {"full", "chunked"}
-        When streamed text leaves; see ``alignbeam.server.job.Release``.
+        When streamed text leaves: once the whole answer was judged, or each piece once the answer
+        up to its end was.
     chunk_tokens : int
         Length of the pieces of chunked answers.
     frame_tokens : int
@@ -214,8 +216,8 @@ class ServerConfig(CheckedSettings):
         What a request's ``alignbeam`` object may set: any of ``alpha``, ``mix_steps``, ``beams``,
         ``policy``, ``explain``.
     min_alpha, min_mix_steps, min_beams : float, int, int; or None
-        Floors for a request's own values; None is what ``[beam]`` says, so that a request can only
-        strengthen the protection.
+        Floors for a request's own values; not set, what ``[beam]`` says, so that a request can
+        only strengthen the protection.
     max_beams, max_mix_steps, max_tokens, max_choices, max_stops : int
         Ceilings; ``[beam] beams`` must not exceed its own.
     stop_ends : bool
@@ -234,8 +236,13 @@ class ServerConfig(CheckedSettings):
     head_timeout_s : float
         Seconds that a connection may stay without a whole request head, and a client may take to
         read the end of an answer.
-    max_batch_cells, max_queued, max_queued_cells, client_share
-        See ``alignbeam.server.scheduler.Scheduler``.
+    max_batch_cells : int
+        Rows of the target's cache times the longest of them, in tokens, that decode together.
+    max_queued, max_queued_cells : int
+        Requests that may wait, and the tokens times candidates that they may need.
+    client_share : float
+        How much of the batch, of the queue, and of a batch's worth before the judge one client may
+        take; the rest is there for the others.
     retry_after_s : int
         What an overloaded server tells its clients.
     judge_timeout_s : float
@@ -255,7 +262,7 @@ class ServerConfig(CheckedSettings):
     audit_text : bool
         Put prompts and answers into the audit log; else only their hashes.
     audit_text_chars : int
-        Characters that it keeps of each text, and of a conversation.
+        Characters that the audit log keeps of each text, and of a conversation.
     audit_max_bytes, audit_keep : int
         Size at which the log is rotated, and how many old ones are kept.
     audit_client_bytes : int

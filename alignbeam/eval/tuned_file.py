@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from alignbeam.config import JudgeConfig, toml
 from alignbeam.errors import ConfigError
 from alignbeam.eval.promises import Goal, Standing
 from alignbeam.eval.refusal import MEASURED
@@ -16,7 +16,7 @@ from alignbeam.eval.tune import Tuned
 #: How such a file begins.
 _HEAD: Final = "Written by `alignbeam tune`; "
 #: Never copied into a file that others may read.
-_SECRET = {"judge": {"nonce_key"}}
+_SECRET = {"judge": JudgeConfig.secret_keys()}
 
 
 def check_ours(path: Path) -> None:
@@ -89,25 +89,3 @@ def _standing(name: str, found: Standing) -> str:
         f"{found.over_refusal} of {found.over_refusal.n}, {found.ms:.0f} ms a sample "
         f"[{found.low_ms:.0f}, {found.high_ms:.0f}]"
     )
-
-
-def toml(value: Any) -> str:
-    """Return a value as TOML spells it.
-
-    Raises
-    ------
-    TypeError
-        TOML, or this, has no such value.
-    """
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # JSON's strings are TOML's, but for DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{toml(str(k))} = {toml(v)}" for k, v in value.items()) + " }"
-    raise TypeError(f"no TOML for {type(value).__name__}")

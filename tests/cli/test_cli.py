@@ -310,6 +310,19 @@ def test_interrupt_ends_with_130_and_no_traceback(cli, models, monkeypatch):
     assert "Traceback" not in ran.err
 
 
+def test_settings_shows_and_checks_what_is_in_force(cli, tmp_path):
+    path = tmp_path / "alignbeam.toml"
+    path.write_text("[server]\nport = 8080\n")
+    run = cli("settings", "--config", str(path), "--alpha", "0.3", "server.port", "alpha")
+    assert run.code == 0
+    assert "\nport = 8080  #" in run.out
+    assert "\nalpha = 0.3  #" in run.out
+    path.write_text("[server]\nport = 80800\n")
+    run = cli("settings", "--config", str(path))
+    assert (run.code, run.out) == (2, "")
+    assert f"{path}: [server]: port must be in 0..65535, got 80800" in run.err
+
+
 def test_version_is_the_packages(cli):
     ran = cli("--version")
     assert (ran.code, ran.out) == (0, f"alignbeam {__version__}\n")

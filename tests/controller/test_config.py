@@ -269,6 +269,26 @@ def test_environment_names_itself_in_an_error():
         load_settings(environ={"ALIGNBEAM_SERVER_PROT": "1"})
 
 
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("alpha = 3", "alpha must be in 0..1, got 3"),
+        ('beams = "x"', "beams must be an integer, got 'x'"),
+        ("alhpa = 1", "unknown setting 'alhpa'"),
+    ],
+)
+def test_a_wrong_value_is_said_with_its_source(tmp_path, line, complaint):
+    path = tmp_path / "alignbeam.toml"
+    path.write_text(f"[beam]\n{line}\n")
+    complaint = re.escape(complaint)
+    with pytest.raises(ConfigError, match=rf"^{path}: \[beam\]: {complaint}"):
+        load_settings(path, environ={})
+    key, _, value = line.partition(" = ")
+    environ = {f"ALIGNBEAM_BEAM_{key}".upper(): value}
+    with pytest.raises(ConfigError, match=rf"^environment: \[beam\]: {complaint}"):
+        load_settings(environ=environ)
+
+
 def test_from_flat_sorts_names_into_tables():
     flat = {
         "alpha": 0.3,

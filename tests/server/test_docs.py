@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from alignbeam.config import Settings
 from alignbeam.server import problems
 
 REPO = Path(__file__).parents[2]
@@ -46,22 +44,6 @@ def test_every_error_code_is_documented_under_its_status():
                 documented |= {(status, code) for code in re.findall(r"`(\w+)`", cells[2])}
     assert len(raised) > 20
     assert raised <= documented
-
-
-def test_table_of_all_settings_has_each_of_them_once():
-    rows = re.findall(r"^\| (`\[.*) \| (.*) \|$", text_of("tuning.md"), re.MULTILINE)
-    told = [
-        f"{table}.{key}"
-        for tables, keys in rows
-        for table in re.findall(r"\[(\w+)\]", tables)
-        for key in re.findall(r"`(\w+)`", keys)
-    ]
-    known = [
-        f"{table.name}.{key}"
-        for table in dataclasses.fields(Settings)
-        for key in getattr(Settings(), table.name).known_keys()
-    ]
-    assert sorted(told) == sorted(known)
 
 
 def test_load_table_is_what_the_script_writes():
