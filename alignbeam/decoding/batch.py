@@ -16,6 +16,7 @@ from alignbeam.decoding.next_tokens import NextTokens
 from alignbeam.decoding.owned_rows import OwnedRows
 from alignbeam.decoding.steer import Steer, Steering, Taken, non_finite
 from alignbeam.engines.roles import AnyRole
+from alignbeam.errors import DecodingFailed
 from alignbeam.result import StepTrace, Wish
 
 
@@ -121,6 +122,8 @@ class Batch:
             if taken is None:
                 self._open_alone(request, target.rows([row]))
                 continue
+            if not taken:  # without a candidate nobody would ever be asked, or answer
+                request.fail(DecodingFailed("the steering opened no beam"))
             wishes = self._wishes(target, row, request)
             begun = target.rows([row]).without_ends()
             for k, choice in enumerate(taken):
