@@ -47,13 +47,17 @@ class Fibers {
     int order[kThreads];
     for (int t = 0; t < kThreads; ++t) order[t] = t;
     int done = 0;
+    // A warp rests for some rounds now and then: warps drift as far apart as barriers let them.
+    int rests[kWarps] = {};
     while (done < kThreads) {
+      for (int& rest : rests) rest = rest > 0 ? rest - 1 : next() % 32 == 0 ? next() % 256 : 0;
       for (int t = kThreads - 1; t > 0; --t) std::swap(order[t], order[next() % (t + 1)]);
       bool moved = false;
       for (int t : order) {
         Fiber& fiber = fibers_[t];
         if (fiber.done || waits(t)) continue;
         moved = true;
+        if (rests[t / 32] > 0) continue;
         current_ = t;
         if (_setjmp(home_) == 0) {
           if (fiber.started) _longjmp(fiber.place, 1);
@@ -71,6 +75,7 @@ class Fibers {
 
   int thread() const { return current_; }
   int64_t block() const { return block_; }
+  bool once_in(uint32_t times) { return next() % times == 0; }
 
   void block_sync() {
     Fiber& fiber = fibers_[current_];
@@ -281,17 +286,25 @@ Int4 load_logits(const void* from) {
   return v;
 }
 
-// Between blocks. A block here runs to its end before the next one: what it waits for has come.
+// Between blocks. A block here runs to its end before the next one: what it waits for has come, but
+// is said to be on its way now and then.
+template <class T>
+T on_its_way(T word) {
+  return fibers.once_in(256) ? T{0} : word;
+}
 template <class T>
 void publish(T* place, T word) {
   if (word == 0) std::abort();  // would read as not written
   *place = word;
 }
-inline Int4 read_four(const uint32_t* from) { return load_logits<false>(from); }
+inline Int4 read_four(const uint32_t* from) {
+  const Int4 v = load_logits<false>(from);
+  return {on_its_way(v.x), on_its_way(v.y), on_its_way(v.z), on_its_way(v.w)};
+}
 inline void read_two(const uint64_t* from, uint64_t& a, uint64_t& b) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
-  a = from[0];
-  b = from[1];
+  a = on_its_way(from[0]);
+  b = on_its_way(from[1]);
 }
 inline void store_zeros(void* place) {
   if (reinterpret_cast<uintptr_t>(place) % 16 != 0) std::abort();

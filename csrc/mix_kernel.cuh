@@ -221,6 +221,14 @@ inline void lay_out(Plan& plan, int64_t rows, int resident, int processors, int 
   plan.by_target = divisor(plan.target_pieces);
 }
 
+// nullptr where a block's shared memory holds the maxima of such rows.
+inline const char* check_widths(const MixParams& params) {
+  constexpr int64_t kMost = int64_t{kMaxPieces} * kPieceColumns;
+  return params.anchor.num_cols > kMost || params.target.num_cols > kMost
+             ? "mix_topk: the CUDA kernel takes at most 524,288 columns"
+             : nullptr;
+}
+
 inline int chunks_of(int64_t columns) {
   return static_cast<int>((columns + kChunkColumns - 1) / kChunkColumns);
 }

@@ -43,7 +43,7 @@ int64_t place(Plan& plan, int64_t rows, char* memory) {
 struct Device {
   int processors;
   int resident;   // blocks of the kernel at once
-  bool overlaps;  // knows wait_for_stream
+  bool overlaps;  // the code that runs here knows wait_for_stream
 };
 
 // The current device, asked for once.
@@ -62,11 +62,10 @@ cudaError_t current_device(Device* device) {
   if (status == cudaSuccess) {
     status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, mix_topk_kernel, kThreads, 0);
   }
-  int major = 0;
-  if (status == cudaSuccess) {
-    status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
-  }
-  device->overlaps = major >= 9;
+  // Not the GPU's own version: PTX for an older one runs here too, and does not wait.
+  cudaFuncAttributes compiled{};
+  if (status == cudaSuccess) status = cudaFuncGetAttributes(&compiled, mix_topk_kernel);
+  device->overlaps = compiled.ptxVersion >= 90;
   device->resident = device->processors * blocks;
   if (status == cudaSuccess && index < kDevices) known[index] = *device;
   return status;
@@ -108,10 +107,7 @@ const char* mix_topk_cuda(const MixParams& params, const MixOutput& out, void* w
   if (const char* error = check_params(params, out)) return error;
   const int64_t rows = params.anchor.num_rows;
   if (rows == 0) return nullptr;
-  constexpr int64_t kMostColumns = kMaxPieces * kPieceColumns;
-  if (params.anchor.num_cols > kMostColumns || params.target.num_cols > kMostColumns) {
-    return "mix_topk: the CUDA kernel takes at most 524,288 columns";
-  }
+  if (const char* error = check_widths(params)) return error;
   Plan plan{};
   plan.anchor_chunks = chunks_of(params.anchor.num_cols);
   plan.target_chunks = chunks_of(params.target.num_cols);

@@ -34,6 +34,7 @@ struct Zeros {
 
 const char* mix_topk_host(const MixParams& params, const MixOutput& out) {
   if (const char* error = check_params(params, out)) return error;
+  if (const char* error = check_widths(params)) return error;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   const int64_t rows = params.anchor.num_rows;
   if (rows == 0) return nullptr;

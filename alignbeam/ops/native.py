@@ -102,7 +102,7 @@ def _workspace(index: int, needed: int) -> Tensor:
         if memory is not None:
             return memory
     elif arena is None:
-        _arenas[index] = _Arena(index)
+        _arenas.setdefault(index, _Arena(index))  # another thread's, where it came first
     return torch.zeros(needed, dtype=torch.uint8, device=f"cuda:{index}")
 
 

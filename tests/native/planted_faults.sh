@@ -41,3 +41,11 @@ plant select.cuh 'return enough > kShortMinusInf ? enough' \
   'return enough > kShortMinusInf ? enough + 1'
 plant select.cuh 'store_zeros(from);' ''
 plant select_exactly.cuh 'block_sync();' ''
+plant select.cuh 'while (four.x == 0 || four.y == 0 || four.z == 0 || four.w == 0);' 'while (false);'
+plant select.cuh 'four.x == 0 || four.y == 0' 'four.x == 0'
+plant select_exactly.cuh '        block_sync();
+      }
+      return rank < wanted;' '      }
+      return rank < wanted;'
+plant slots.cuh '  block_sync();
+}' '}'

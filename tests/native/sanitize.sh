@@ -20,4 +20,4 @@ LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.
   ASAN_OPTIONS=detect_leaks=0 \
   ALIGNBEAM_EXTENSION=$(ls "$out"/_C*.so) OMP_NUM_THREADS=1 \
   "$python" -m pytest -q -x -p no:cacheprovider tests/ops/test_backends.py \
-  tests/ops/test_invariance.py tests/ops/test_contract.py
+  tests/ops/test_invariance.py tests/ops/test_contract.py tests/ops/test_cuda_steps.py

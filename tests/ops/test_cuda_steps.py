@@ -80,9 +80,45 @@ def test_cuda_steps_match_reference_on_rows_made_to_defeat_them(
         embedded(anchor[None], 1, which % 3 * 4), embedded(target[None], 0, which % 2),
         make_table("spread", 20_003, 9_001, g), 0.5, top_b, 3, mix, support,
     )  # fmt: skip
+    assert_matches_each_time(case, name)
+
+
+def assert_matches_each_time(case: Case, what: str) -> None:
     first = run_on_host(case)
-    assert_matches_reference(first, case, name)
+    assert_matches_reference(first, case, what)
     # Each run on the host has another layout and another order of threads.
     for again in (run_on_host(case), run_on_host(case)):
         for x, y in zip(first, again, strict=True):
             assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("width", [70_001, 131_073, 524_288])
+def test_cuda_steps_match_reference_on_a_tie_in_each_of_many_groups(width: int) -> None:
+    # More groups than are looked at before the ranks of their ties are known.
+    g = torch.Generator().manual_seed(12)
+    column = torch.arange(width)
+    anchor = torch.where(column % 256 == column // 256 * 37 % 256, 2.0, -1.0)
+    case = Case(
+        anchor[None], torch.randn(1, 9_001, generator=g), make_table("spread", width, 9_001, g),
+        0.5, 50, 3, "linear", "anchor",
+    )  # fmt: skip
+    assert_matches_each_time(case, str(width))
+
+
+@pytest.mark.parametrize("top_b", [33, 64, 256])
+def test_cuda_steps_match_reference_where_slots_share_an_id(top_b: int) -> None:
+    g = torch.Generator().manual_seed(top_b)
+    case = Case(
+        torch.randn(2, 20_003, generator=g) * 3, torch.randn(2, 9_001, generator=g) * 3,
+        make_table("narrow", 20_003, 9_001, g), 0.5, top_b, 3, "linear", "anchor",
+    )  # fmt: skip
+    for _ in range(4):
+        assert_matches_each_time(case, str(top_b))
+
+
+def test_cuda_steps_refuse_rows_that_their_memory_does_not_hold() -> None:
+    wide, narrow = torch.zeros(1, 524_289 + 2**19), torch.zeros(1, 8)
+    for anchor, target in ((wide, narrow), (narrow, wide)):
+        table = torch.zeros(anchor.shape[1], dtype=torch.int32)
+        with pytest.raises(ValueError, match="at most 524,288 columns"):
+            run_on_host(Case(anchor, target, table, 0.5, 5, 1, "linear", "anchor"))
