@@ -68,7 +68,31 @@ def describe_role(role: AnyRole, config: RoleConfig, *, embedded: bool) -> dict[
         "device": role.device.type,
         "system_prompt": config.system_prompt,
         "has_template": role.has_template,
+        **_deciding(config),
     }
+
+
+#: Settings of a role that ``describe_role`` tells by what they came to.
+_TOLD: Final = {
+    *("model", "revision", "adapter", "dtype", "device", "device_map", "system_prompt", "kind"),
+    *("url", "tokenizer", "served_name", "key_env", "connect_s", "read_s"),
+}
+#: Of the judge, a secret, and what only decides whether there is a verdict at all.
+_LEFT_OUT: Final = {"nonce_key", "timeout_s"}
+
+
+def _deciding(config: RoleConfig) -> dict[str, Any]:
+    """Return what else is not as by default; of a file its hash, not where it lies."""
+    default = type(config)()
+    told: dict[str, Any] = {}
+    for name in config.known_keys():
+        value = getattr(config, name)
+        if name in _TOLD | _LEFT_OUT or value == getattr(default, name):
+            continue
+        if name in ("probe", "chat_template") and os.path.isfile(value):
+            value = {"sha256": sha256_of(Path(value))}
+        told[name] = list(value) if isinstance(value, tuple) else value
+    return told
 
 
 def model_name(config: RoleConfig) -> str | None:

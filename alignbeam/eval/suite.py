@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from alignbeam.config import BeamConfig, EvalConfig, JudgeConfig, RoleConfig, suggest
+from alignbeam.config import BeamConfig, EvalConfig, GateConfig, JudgeConfig, RoleConfig, suggest
 from alignbeam.errors import ConfigError
 from alignbeam.eval.datasets import DATASETS, DataSet, Part, dataset
 from alignbeam.eval.methods import METHODS
@@ -143,8 +143,8 @@ class Suite:
     def settled(self, given: Mapping[str, Mapping[str, Any]]) -> Suite:
         """Return the suite under settings that win over its own.
 
-        What a method has from ``BeamConfig`` goes into the settings of every method that has it;
-        what it does not (length, sampling, kernel) holds for all methods.
+        What a method has from ``BeamConfig`` goes into the settings of every method that has it, as
+        does ``[gate]``; what it does not (length, sampling, kernel) holds for all methods.
 
         Parameters
         ----------
@@ -159,8 +159,11 @@ class Suite:
         run = EvalConfig.from_mapping(given.get("eval", {}), where="[eval]")
         beam = dict(given.get("beam", {}))
         BeamConfig.from_mapping({**self.beam, **beam}, where="[beam]")
+        gate = dict(given.get("gate", {}))
+        GateConfig.from_mapping(gate, where="[gate]")
+        through = {**beam, "gate": gate} if gate else beam
         methods = tuple(
-            dataclasses.replace(m, settings={**m.settings, **_known_to(m.method, beam)})
+            dataclasses.replace(m, settings={**m.settings, **_known_to(m.method, through)})
             for m in self.methods
         )
         rest = {k: v for k, v in beam.items() if k not in (*AlignBeamMethod.known_keys(), "seed")}

@@ -6,6 +6,7 @@ import pytest
 
 from alignbeam.errors import ConfigError
 from alignbeam.eval.methods import METHODS, build_method
+from alignbeam.eval.methods.judged import AlignBeamMethod
 from alignbeam.eval.run.plan import make_plan
 from alignbeam.eval.suite import SUITES, load_suite, suite_from
 from alignbeam.eval.sweep import AXES, parse_axis, sweep_suite
@@ -151,10 +152,22 @@ def test_setting_of_a_baseline_that_only_shares_a_name_stays():
     assert (alphas["alignbeam"], alphas["proxy-tuning"], alphas["safedecoding"]) == (0.9, 0.5, None)
 
 
+def test_gate_of_a_configuration_reaches_the_methods_that_have_one():
+    given = {"gate": {"use": ["divergence"], "divergence": 0.3}}
+    before = load_suite("standard")
+    for method, was in zip(before.settled(given).methods, before.methods, strict=True):
+        built = build_method(method.method, method.settings)
+        if isinstance(built, AlignBeamMethod):
+            assert built.gate == given["gate"]
+        else:  # a baseline's own number of that name stays
+            assert built == build_method(was.method, was.settings)
+
+
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
         ({"beam": {"alpha": 2}}, r"\[beam\]: alpha must be in 0..1"),
+        ({"gate": {"divergence": 2}}, r"divergence must be in 0\.\.1"),
         ({"eval": {"limit": 0}}, r"\[eval\]: limit must be at least 1"),
         ({"judge": {"label_mass_floor": 2}}, "label_mass_floor must be in 0..1"),
     ],
