@@ -151,7 +151,10 @@ def beams() -> str:
         lines.append([name, f"`{row['method']}`", *(str(wilson(count, n)) for count in counts)])
     heads = ["requests", "method", "first candidate refuses", "some candidate", "every candidate"]
     heads += ["chosen, and refuses", "none may be shown"]
-    return f"{markdown_table(heads, lines)}\n\nPercent with 95 % Wilson intervals."
+    return (
+        f"{markdown_table(heads, lines)}\n\nPercent with 95 % Wilson intervals. "
+        f"Commit {found[0]['machine']['commit']}."
+    )
 
 
 def verdict_costs() -> str:
@@ -210,7 +213,8 @@ def thresholds() -> str:
     parts.append(
         "Harmful and benign refused, word problems solved, in percent. Least steered: "
         "`selection = \"least_steered\"` chooses among AlignBeam's candidates and the target's own "
-        "answer, which passes where it scores 1.5 or less."
+        "answer, which passes where it scores 1.5 or less. "
+        f"Commit {found[0]['machine']['commit']}."
     )
     return "\n\n".join(parts)
 
@@ -427,7 +431,7 @@ def translation() -> str:
     return "\n\n".join(parts) + (
         f"\n\nThe first two tables: tokens of sample texts, {counts} of {found[0]['anchor']}'s. "
         "The third: next-token probabilities inside gsm8k questions, averaged. "
-        f"Commit {found[0]['machine']['commit']}."
+        f"Commits {', '.join(dict.fromkeys(row['machine']['commit'] for row in found))}."
     )
 
 

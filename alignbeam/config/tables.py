@@ -144,8 +144,10 @@ class JudgeConfig(RoleConfig):
     Attributes
     ----------
     kind : str
-        ``"rubric"``, the name of a guard format (``alignbeam.judge.GUARDS``), or ``"guard"``: the
-        format that the judge's folder, or its adapter's, holds as ``guard.toml``.
+        ``"rubric"`` (a ``rubric.json`` in the judge's folder takes the place of the one built in);
+        ``"guard"``, the format that the judge's folder, or its adapter's, holds as ``guard.toml``;
+        or that of a published guard: ``llama-guard-3``, ``wildguard``, ``qwen3guard``,
+        ``shieldgemma``, ``granite-guardian``, ``harmbench`` or ``yes-no``.
     label_mass_floor : float
         A verdict with less probability on its labels is an error, 0..1.
     timeout_s : float or None

@@ -83,7 +83,7 @@ class Metrics:
         for verdict in verdicts:
             if verdict.error is not None:
                 self.judge_errors.inc()
-            # Every client may read the series: their sum must not tell a withheld answer's score.
+            # Their sum must not tell whoever reads the series a withheld answer's score.
             self.scores.observe(_SCORES[min(bisect_left(_SCORES, verdict.score), len(_SCORES) - 1)])
 
     def on_attacked(self, rows: Sequence[SurvivalRow]) -> None:
