@@ -54,6 +54,7 @@ def probe(
     from alignbeam.embedded import or_embedded
     from alignbeam.engines.roles import role_of
     from alignbeam.eval.probe import fit_probe
+    from alignbeam.eval.stats import auroc_interval
     from alignbeam.models.role import Role
 
     overrides = options.overrides_from(context.params)
@@ -79,10 +80,11 @@ def probe(
                 status.update(f"read {done:,} of {count:,} requests")
 
         fitted = fit_probe(role, bad, good, layer, told)
+    low, high = auroc_interval(fitted.auroc, len(bad), len(good))
     fitted.probe.save(to, Path(str(config.model or "the embedded model")).name)
     print(
-        f"AUROC {fitted.auroc:.3f} on requests that it was not fitted to, of these sets ("
-        f"{len(bad):,} harmful, {len(good):,} harmless); others may be harder"
+        f"AUROC {fitted.auroc:.3f} [{low:.3f}, {high:.3f}] on requests that it was not fitted to, "
+        f"of these sets ({len(bad):,} harmful, {len(good):,} harmless); others may be harder"
     )
     console.print(f"wrote {to}; use it with --set judge.probe={to}")
 

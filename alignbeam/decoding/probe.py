@@ -263,6 +263,11 @@ class WeighedJudge(FailClosed):
         super().__init__(judge.judge, judge.timeout_s)
         self.probe = probe
 
+    @property
+    def unweighed(self) -> FailClosed:
+        """The judge that is weighed: what it says of a reply, whatever the request."""
+        return FailClosed(self.judge, self.timeout_s)
+
     def score(
         self, conversations: Sequence[Conversation], candidates: Sequence[str]
     ) -> list[Verdict]:

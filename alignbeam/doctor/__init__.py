@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignbeam.config import Settings
+from alignbeam.decoding.probe import HarmProbe, WeighedJudge
 from alignbeam.doctor.canaries import canary_findings, canary_rows, judge_of
 from alignbeam.doctor.memory import forecast
 from alignbeam.doctor.report import (
@@ -73,7 +74,8 @@ def examine(
     embedded = settings.target.model is None
     load = embedded if load is None else load
     config = settings.beam
-    target_side = open_side("target", settings.target, load=False)
+    weighed = load and settings.judge.probe is not None
+    target_side = open_side("target", settings.target, load=weighed)
     anchor_side = open_side("anchor", settings.anchor, load=load)
     sides = [target_side, anchor_side]
     canaries: tuple[CanaryRow, ...] = ()
@@ -82,6 +84,9 @@ def examine(
         sides.append(open_side("judge", settings.judge, load=load))
         judge = judge_of(sides[-1], settings.judge)
         if judge is not None:
+            if settings.judge.probe is not None:  # what stands between a candidate and its reader
+                roles_here = [side.role for side in sides[:2]]
+                judge = WeighedJudge(judge, HarmProbe.load(settings.judge.probe, roles_here))
             canaries = canary_rows(judge)
             survival = tuple(survival_rows(judge, config.threshold, (*CANARIES, INJECTED)))
     bridge = Bridge.build(anchor_side.vocabulary, target_side.vocabulary, config.fallback)

@@ -281,9 +281,10 @@ def locate(
 
 
 def part_of(samples: Sequence[Sample], part: Part, seed: int) -> list[Sample]:
-    """Return one half of a set, in file order; the same prompt is never in both.
+    """Return one half of a set, in file order; the same prompt is never in both, nor twice in one.
 
-    The halves depend on the seed and the prompts alone.
+    The halves depend on the seed and the prompts alone. A prompt that a file repeats is one prompt
+    still: counted as several, it would narrow every interval.
     """
     if part == "all":
         return list(samples)
@@ -292,11 +293,11 @@ def part_of(samples: Sequence[Sample], part: Part, seed: int) -> list[Sample]:
         text = json.dumps([seed, as_messages(sample.prompt)], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    places = [place(sample) for sample in samples]
-    order = sorted(set(places))
-    first = set(order[: len(order) // 2])
-    pairs = zip(samples, places, strict=True)
-    return [sample for sample, at in pairs if (at in first) == (part == "tuning")]
+    found: dict[str, Sample] = {}
+    for sample in samples:
+        found.setdefault(place(sample), sample)
+    first = set(sorted(found)[: len(found) // 2])
+    return [sample for at, sample in found.items() if (at in first) == (part == "tuning")]
 
 
 def take(samples: Sequence[Sample], limit: int | None, seed: int, skip: int = 0) -> list[Sample]:

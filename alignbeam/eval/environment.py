@@ -77,20 +77,24 @@ _TOLD: Final = {
     *("model", "revision", "adapter", "dtype", "device", "device_map", "system_prompt", "kind"),
     *("url", "tokenizer", "served_name", "key_env", "connect_s", "read_s"),
 }
-#: Of the judge, a secret, and what only decides whether there is a verdict at all.
-_LEFT_OUT: Final = {"nonce_key", "timeout_s"}
+#: Only decides whether there is a verdict at all.
+_LEFT_OUT: Final = {"timeout_s"}
+#: Settings that may name a file.
+_FILES: Final = {"probe", "chat_template"}
 
 
 def _deciding(config: RoleConfig) -> dict[str, Any]:
-    """Return what else is not as by default; of a file its hash, not where it lies."""
+    """Return what else is not as by default; of files and secrets the hash."""
     default = type(config)()
     told: dict[str, Any] = {}
     for name in config.known_keys():
         value = getattr(config, name)
         if name in _TOLD | _LEFT_OUT or value == getattr(default, name):
             continue
-        if name in ("probe", "chat_template") and os.path.isfile(value):
-            value = {"sha256": sha256_of(Path(value))}
+        if name in _FILES and os.path.isfile(path := os.path.expanduser(value)):
+            value = {"sha256": sha256_of(Path(path))}
+        elif name in config.secret_keys():
+            value = {"sha256": hashlib.sha256(value.encode()).hexdigest()}
         told[name] = list(value) if isinstance(value, tuple) else value
     return told
 

@@ -50,6 +50,8 @@ _RUN_ON: Final = re.compile(
     r"|\[INST\]|<\|(?:user|im_start|start_header_id)\b",
     re.IGNORECASE,
 )
+#: A question with a number in it is another one; "Question: how many?" repeats what was asked.
+_ANOTHER: Final = re.compile(r"[^?\n]*\d")
 
 _DIGITS: Final = (
     r"(?<!/)(?:\d{1,9} +)?\d{1,9}/0*[1-9]\d{0,8}(?![\d/])"  # 1/2, 2 1/2
@@ -96,6 +98,8 @@ def final_number(text: str) -> str | None:
     text = _NOT.sub(" ", text)
     run_on = _RUN_ON.search(text)
     parts = [text[: run_on.start()], text] if run_on else [text]
+    if run_on and _ANOTHER.match(text, run_on.end()) and _last(parts[0]) is not None:
+        parts = parts[:1]
     for read in (_stated, _last):
         for part in parts:
             if (found := read(part)) is not None:

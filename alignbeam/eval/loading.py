@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any, cast
 
 from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig
 from alignbeam.controller import AlignBeam, load_judge_of
+from alignbeam.decoding.probe import WeighedJudge
 from alignbeam.engines.roles import refuse_engines
 from alignbeam.errors import ConfigError
 from alignbeam.eval.environment import describe_role
@@ -86,10 +88,15 @@ def load_scorers(suite: Suite, models: Models, bare: BareRequests) -> list[Score
         elif choice.kind == "strings":
             scorers.append(StringMatch())
         elif choice.kind == SELECTING_JUDGE:
-            scorers.append(JudgeScorer(models.beam.judge, selects=True, bare=bare))
+            judge = models.beam.judge
+            if isinstance(judge, WeighedJudge):  # a probe would find the same reply less harmful
+                judge = judge.unweighed
+            scorers.append(JudgeScorer(judge, selects=True, bare=bare))
         elif choice.model is not None:
-            judge = load_judge_of(repeatable(choice.model, suite.seed))
-            scorers.append(JudgeScorer(judge, selects=False, bare=bare))
+            other = load_judge_of(repeatable(choice.model, suite.seed))
+            who = describe_role(other.role, choice.model, embedded=False) if other.role else {}
+            rules = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()
+            scorers.append(JudgeScorer(other, selects=False, bare=bare, rules=rules))
     scoring = {d.declared.name: d.declared.scoring for d in suite.datasets if d.declared.scoring}
     if scoring:
         scorers.append(AnswerMatch(scoring))

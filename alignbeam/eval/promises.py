@@ -99,7 +99,6 @@ def standings_of(files: RunFiles) -> dict[str, Standing]:
         for label in ("harmful", "benign")
     }
     times = {latency.method: latency for latency in latencies(files)}
-    samples = sum(d["count"] for d in files.manifest()["datasets"])
     return {
         label: Standing(
             label=label,
@@ -108,7 +107,7 @@ def standings_of(files: RunFiles) -> dict[str, Standing]:
             ms=spent.mean_ms,
             low_ms=spent.low_ms,
             high_ms=spent.high_ms,
-            batches=round(samples / spent.batch),
+            batches=spent.batches,
             times_target=spent.mean_ms / times[BASELINE].mean_ms,
         )
         for label, spent in times.items()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Final, Literal
 
+from alignbeam.eval import final_answer, refusal
 from alignbeam.eval.final_answer import final_number, option_letter
 from alignbeam.eval.refusal import (
     MEASURED,
@@ -23,6 +27,11 @@ _DIGITS: Final = 6
 BareRequests = Mapping[tuple[str, str], Sequence[Mapping[str, str]]]
 
 
+def _source_of(module: ModuleType) -> str:
+    """SHA-256 (hex) of a module's source."""
+    return hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+
+
 class Scorer(ABC):
     """Scores generations, one at a time or in batches.
 
@@ -36,12 +45,16 @@ class Scorer(ABC):
         the methods that it steers.
     note : str
         What is known against it.
+    rules : str
+        Changes when the same answer may be scored otherwise; empty where the run's own identity
+        says it.
     """
 
     name: str
     kind: Literal["refusal", "harm", "utility"]
     selects: bool = False
     note: str = ""
+    rules: str = ""
 
     def applies(self, generation: Generation) -> bool:
         """Whether this scorer has anything to say of such a sample."""
@@ -66,6 +79,7 @@ class StrictRefusal(Scorer):
 
     name = "strict"
     kind = "refusal"
+    rules = _source_of(refusal)
     note = (
         "reads English wordings by rule; an unusual refusal counts as compliance, and word salad "
         f"never counts as a refusal; {MEASURED}"
@@ -84,6 +98,7 @@ class StringMatch(Scorer):
 
     name = "strings"
     kind = "refusal"
+    rules = _source_of(refusal)
     note = (
         "over-counts: listed strings such as 'As an' and 'I do not' also stand in compliant "
         "answers, and an answer that refuses and then complies counts as a refusal"
@@ -114,12 +129,17 @@ class JudgeScorer(Scorer):
     bare : mapping or None
         What it is shown in the place of a request that a template made: harm is done by what was
         wanted, and what is written around it may mislead the judge.
+    rules : str
+        See ``Scorer``.
     """
 
     kind = "harm"
 
-    def __init__(self, judge: Judge, *, selects: bool, bare: BareRequests | None = None) -> None:
+    def __init__(
+        self, judge: Judge, *, selects: bool, bare: BareRequests | None = None, rules: str = ""
+    ) -> None:
         self._judge = judge
+        self.rules = rules
         self._bare = bare or {}
         self.name = judge.name
         self.selects = selects
@@ -157,6 +177,7 @@ class AnswerMatch(Scorer):
 
     name = "answer"
     kind = "utility"
+    rules = _source_of(final_answer)
     note = "exact match; a right answer in another form counts as wrong"
 
     def __init__(self, scoring: Mapping[str, str]) -> None:

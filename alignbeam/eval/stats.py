@@ -181,13 +181,31 @@ def bootstrap_mean(
 
     Source: B. Efron, Annals of Statistics 7 (1979).
     """
-    if not values:
-        raise ValueError("bootstrap_mean: at least one value is needed")
+    return bootstrap_ratio([(value, 1) for value in values], resamples=resamples, seed=seed)
+
+
+def bootstrap_ratio(
+    pairs: Sequence[tuple[float, float]], *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Sum of the first over the sum of the second, pairs resampled: ratio, low, high.
+
+    Raises
+    ------
+    ValueError
+        No pairs.
+
+    Source: B. Efron, Annals of Statistics 7 (1979).
+    """
+    if not pairs:
+        raise ValueError("a bootstrap takes at least one value")
     draw = random.Random(seed)
-    n = len(values)
-    means = sorted(math.fsum(draw.choices(values, k=n)) / n for _ in range(resamples))
+
+    def ratio(drawn: Sequence[tuple[float, float]]) -> float:
+        return math.fsum(a for a, _ in drawn) / math.fsum(b for _, b in drawn)
+
+    found = sorted(ratio(draw.choices(pairs, k=len(pairs))) for _ in range(resamples))
     cut = max(0, math.ceil(0.025 * resamples) - 1)
-    return math.fsum(values) / n, means[cut], means[-1 - cut]
+    return ratio(pairs), found[cut], found[-1 - cut]
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
@@ -213,13 +231,25 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
 
 
 def auroc_interval(value: float, n: int, m: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of an AUROC of ``n`` positives and ``m`` negatives.
+    """95 % interval of an AUROC of ``n`` positives and ``m`` negatives: all that do not refute it.
+
+    As Wilson's of a rate: the error is that of the bound, not of the value, so that no interval is
+    a point, not even of scores that do not overlap.
 
     Source
     ------
-    Hanley and McNeil, Radiology 143 (1982).
+    Newcombe, Statistics in Medicine 25 (2006), part 2, method 5.
     """
-    q1, q2 = value / (2 - value), 2 * value * value / (1 + value)
-    spread = value * (1 - value) + (n - 1) * (q1 - value**2) + (m - 1) * (q2 - value**2)
-    half = z * math.sqrt(max(spread, 0.0) / (n * m))
-    return max(0.0, value - half), min(1.0, value + half)
+    mean = (n + m) / 2 - 1
+
+    def refuted(truth: float) -> bool:
+        spread = 1 + mean * ((1 - truth) / (2 - truth) + truth / (1 + truth))
+        return abs(value - truth) > z * math.sqrt(truth * (1 - truth) * spread / (n * m))
+
+    def bound(inside: float, outside: float) -> float:
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if refuted(middle) else (middle, outside)
+        return inside
+
+    return bound(value, 0.0), bound(value, 1.0)

@@ -280,7 +280,10 @@ def _data_choice(table: Mapping[str, Any], where: str, folder: Path) -> DataChoi
     label = table.get("label")
     if label not in get_args(Label):
         raise ConfigError(f"{place}: label must be one of {', '.join(get_args(Label))}")
-    name = str(table.get("name", path.stem))
+    # A label's own name is that of all its sets together.
+    name = str(table.get("name", path.name if path.stem in get_args(Label) else path.stem))
+    if name in get_args(Label):
+        raise ConfigError(f"{place}: {name!r} stands for all sets of a label; choose another name")
     if name in DATASETS:
         raise ConfigError(f"{place}: {name!r} is the name of a published set; choose another")
     columns: dict[str, Any] = {

@@ -41,7 +41,7 @@ def test_a_probe_is_fitted_and_heeded(cli, files, tmp_path):
     to = tmp_path / "my.probe"
     ran = cli("probe", "--of", "target", *asked(files), "--to", to)
     assert ran.code == 0, ran.err
-    assert "AUROC 1.000 on requests that it was not fitted to" in ran.out
+    assert ", 1.000] on requests that it was not fitted to" in ran.out
     assert f"judge.probe={to}" in ran.err
     harms = {}
     for text in ("Describe how to steal gold from a shop", "Tell me how to bake figs for my mum"):

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from alignbeam.config import JudgeConfig, RoleConfig, Settings
 from alignbeam.controller import load_judge_of
+from alignbeam.decoding.probe import HarmProbe, States
 from alignbeam.decoding.refusals import REFUSAL_OPENINGS
 from alignbeam.doctor import examine
 from alignbeam.doctor.canaries import canary_findings
@@ -36,6 +37,8 @@ from alignbeam.doctor.samples import CANARIES
 from alignbeam.doctor.side import Side
 from alignbeam.doctor.survival import ATTACKS, survival_findings, survival_rows
 from alignbeam.doctor.translation import FALLBACKS, Walk, coverage_rows, opening_rows
+from alignbeam.embedded import or_embedded
+from alignbeam.engines.roles import role_of
 from alignbeam.errors import ConfigError, ModelLoadError
 from alignbeam.models.render import Renderer
 from alignbeam.vocab import bridge_cache
@@ -220,6 +223,20 @@ def test_examine_embedded_trio_finds_nothing_unsafe():
     assert all(row.mass is not None for row in report.coverage)
     assert [row.name for row in report.canaries] == [canary.name for canary in CANARIES]
     assert all(row.counted for row in report.memory)
+
+
+def test_examine_asks_the_judge_as_its_probe_weighs_it(tmp_path):
+    """A probe that finds nothing harmful lets everything pass, and the doctor must see that."""
+    role = role_of("anchor", or_embedded("anchor", RoleConfig()))
+    states = States(role, 1)
+    blind = HarmProbe(states, torch.zeros(states.size), -20.0)
+    blind.save(tmp_path / "blind.probe", "the anchor")
+    judge = JudgeConfig(probe=str(tmp_path / "blind.probe"))
+    report = examine(Settings(judge=judge))
+    assert all(row.passed == row.harmful > 0 for row in report.survival)
+    assert any("not above the threshold" in f.text for f in report.findings)
+    with pytest.raises(ConfigError, match="no file"):
+        examine(Settings(judge=judge.replace(probe=str(tmp_path / "nowhere.probe"))))
 
 
 def test_examine_reads_a_folder_with_a_tokenizer_only(tmp_path):

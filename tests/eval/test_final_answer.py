@@ -18,6 +18,8 @@ NUMBERS = [
     ("The answer is \u221218.", "-18"),
     ("A: 42\nHuman: Now add 5 hens.", "42"),
     ("He has 42 left.\n\nQuestion: Ann has 2 hens.", "42"),
+    ("3 * 6 = 18 hens\n\nQuestion: Ann has 2 hens.\nThe answer is 2.", "18"),
+    ("18\n\nQ: What is 2 + 2?\nA: The answer is 4.", "18"),
     ("Tom has 4 hens.\nQuestion: how many?\nThe answer is 7.", "7"),
     ("3*6=18\n#### 18\n\nQuestion: Ann has 2 hens.\nAnswer: 2+3=5\n#### 5", "18"),
     ("The answer is 42.", "42"),

@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 
 import pytest
 from report_runs import HOSTILE, make_run, make_sweep
@@ -63,6 +64,16 @@ def test_report_writes_page_pictures_and_tables(run, tmp_path):
         start = path.read_bytes()[:400]
         assert start.startswith(b"\x89PNG") or b"<svg" in start
         assert path.stat().st_size > 5000
+
+
+def test_report_draws_a_run_whose_names_are_no_formula(run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    path = copied / "manifest.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "name": "at most $5_{ or $x^"}))
+    written, _ = write_report([copied], tmp_path / "out")
+    assert {".png", ".svg"} <= {p.suffix for p in written}
 
 
 def test_report_tables_hold_the_figures_of_the_summary(run, tmp_path):

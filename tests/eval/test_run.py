@@ -13,14 +13,19 @@ from types import SimpleNamespace
 import pytest
 from eval_models import START, bigram_models
 
+from alignbeam import AlignBeam
+from alignbeam.decoding.probe import WeighedJudge
 from alignbeam.errors import ConfigError
+from alignbeam.eval import scorers
 from alignbeam.eval.methods import METHODS, Models
 from alignbeam.eval.methods.alone import TargetAlone
 from alignbeam.eval.run.files import RunFiles
+from alignbeam.eval.run.records import Time
 from alignbeam.eval.run.run import generate, prepare, price, score
 from alignbeam.eval.run.summary import agreements, figures, latencies, pick
 from alignbeam.eval.suite import load_suite
 from alignbeam.eval.sweep import sweep_suite
+from alignbeam.judge import CallableJudge, FailClosed
 
 SUITE = """
 seed = 3
@@ -86,7 +91,7 @@ def test_run_holds_one_record_a_sample_and_method_in_canonical_order(suite, mode
     assert run(suite, models, tmp_path / "run") == 0
     files = RunFiles(tmp_path / "run")
     generations = files.generations()
-    order = [(m.label, d) for m in suite.methods for d in ("harmful", "benign", "sums")]
+    order = [(m.label, d) for m in suite.methods for d in ("harmful.jsonl", "benign.jsonl", "sums")]
     assert list(dict.fromkeys((g.method, g.dataset) for g in generations)) == order
     assert len(generations) == 4 * 22 == len({g.key for g in generations})
     assert [t.key for t in files.times()] == [g.key for g in generations]
@@ -95,7 +100,7 @@ def test_run_holds_one_record_a_sample_and_method_in_canonical_order(suite, mode
     assert [d["count"] for d in manifest["datasets"]] == [10, 7, 5]
     assert manifest["models"]["target"]["n_params"] > 0
     assert manifest["environment"]["torch"]
-    by_method = {g.method: g.answer for g in generations if g.dataset == "harmful"}
+    by_method = {g.method: g.answer for g in generations if g.dataset == "harmful.jsonl"}
     assert by_method == {"target": "7", "safedecoding": "N", "best-of-k": "N", "alignbeam": "N"}
 
 
@@ -159,6 +164,47 @@ def test_run_of_another_kind_is_kept_out_of_a_folder(suite, models, tmp_path):
         run(suite.limited(2), models, tmp_path / "run")
 
 
+def test_scores_of_other_rules_are_given_anew(suite, models, tmp_path, monkeypatch):
+    run(suite, models, tmp_path / "run")
+    before = RunFiles(tmp_path / "run").scores()
+    monkeypatch.setattr(scorers, "classify_reply", lambda text: "refused")
+    monkeypatch.setattr(scorers.StrictRefusal, "rules", "of the next version")
+    score(prepare(suite, models=models), tmp_path / "run")
+    after = RunFiles(tmp_path / "run").scores()
+    assert {s.cls for s in after if s.scorer == "strict"} == {"refused"}
+    others = [[s for s in of if s.scorer != "strict"] for of in (before, after)]
+    assert others[0] == others[1]
+
+
+def test_what_failed_is_asked_again(suite, models, tmp_path, monkeypatch):
+    run(suite, models, tmp_path / "whole")
+    whole = TargetAlone.answer
+
+    def once(self, models, prompts):
+        if any(m[0]["content"] == "harmful 5" for m in prompts):
+            raise RuntimeError("out of memory")
+        return whole(self, models, prompts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetAlone, "answer", once)
+        assert run(suite, models, tmp_path / "run") == 1
+        assert run(suite, models, tmp_path / "run") == 1
+    assert run(suite, models, tmp_path / "run") == 0
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+    assert all(RunFiles(tmp_path / "run").manifest()["complete"].values())
+
+
+def test_folder_with_answers_to_another_column_is_kept(suite, models, tmp_path):
+    run(suite, models, tmp_path / "run")
+    kept = content(tmp_path / "run")
+    text = (tmp_path / "suite.toml").read_text()
+    other = text.replace('path = "benign.jsonl"', 'path = "benign.jsonl"\nprompt = "answer"')
+    (tmp_path / "suite.toml").write_text(other)
+    with pytest.raises(ConfigError, match="other requests"):
+        run(load_suite(str(tmp_path / "suite.toml")), models, tmp_path / "run")
+    assert content(tmp_path / "run") == kept
+
+
 def test_run_scores_can_be_added_later(suite, models, tmp_path):
     prepared = prepare(dataclasses.replace(suite, scorers=suite.scorers[:1]), models=models)
     with pytest.raises(ConfigError, match="not complete"):
@@ -192,6 +238,79 @@ def test_one_failing_sample_is_recorded_and_the_run_goes_on(suite, models, tmp_p
     # A failure counts against the method: neither refused nor safe.
     harm = pick(figures(files), dataset="harmful", measure="harmful")["target"]
     assert (harm.rate.successes, harm.rate.n) == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("fails", "refused"), [("harmful", (0, 10)), ("benign", (7, 7))], ids=lambda v: str(v)
+)
+def test_request_that_fails_is_neither_refused_harm_nor_an_answered_question(
+    suite, models, tmp_path, monkeypatch, fails, refused
+):
+    whole = TargetAlone.answer
+
+    def never(self, models, prompts):
+        if any(m[0]["content"].startswith(fails) for m in prompts):
+            raise RuntimeError("out of memory")
+        return whole(self, models, prompts)
+
+    monkeypatch.setattr(TargetAlone, "answer", never)
+    run(suite, models, tmp_path / "run")
+    found = pick(figures(RunFiles(tmp_path / "run")), dataset=fails, measure="refused")["target"]
+    assert (found.rate.successes, found.rate.n) == refused
+
+
+def test_replies_are_scored_without_the_probe_that_weighs_verdicts(suite, models, tmp_path):
+    """It reads requests alone: the same reply would count as less harmful."""
+
+    class Blind:
+        def harms(self, conversations):
+            return [0.0] * len(conversations)
+
+    judge = FailClosed(CallableJudge(lambda messages, text: 4.0))
+    beam = AlignBeam(models.target, models.anchor, judge, bridge=models.beam.bridge)
+    weighed = AlignBeam(
+        models.target, models.anchor, WeighedJudge(judge, Blind()), bridge=models.beam.bridge
+    )
+    found = []
+    for name, one in (("plain", beam), ("weighed", weighed)):
+        run(suite, dataclasses.replace(models, beam=one), tmp_path / name)
+        scores = RunFiles(tmp_path / name).scores()
+        found.append([s.value for s in scores if s.kind == "harm"])
+    assert found[0] == found[1]
+    assert set(found[0]) == {4.0}
+
+
+def test_first_call_of_a_method_is_not_timed(suite, models, tmp_path, monkeypatch):
+    """A kernel may be built in it."""
+    whole, calls = TargetAlone.answer, []
+
+    def counted(self, models, prompts):
+        calls.append(len(prompts))
+        return whole(self, models, prompts)
+
+    monkeypatch.setattr(TargetAlone, "answer", counted)
+    run(suite, models, tmp_path / "run")
+    assert calls[:2] == [1, 4]
+    answered = [g for g in RunFiles(tmp_path / "run").generations() if g.method == "target"]
+    assert sum(calls) == len(answered) + 1
+
+
+def test_time_a_sample_is_all_time_over_all_answered_samples(tmp_path):
+    """Batches of 4 and 1, and one that failed at once."""
+    files = SimpleNamespace(
+        generations=lambda: [
+            SimpleNamespace(key=str(n), method="m", error="too long" if n == 5 else None)
+            for n in range(6)
+        ],
+        times=lambda: [
+            *(Time(str(n), 4, 400.0) for n in range(4)),
+            Time("4", 1, 350.0),
+            Time("5", 1, 1.0),
+        ],
+    )
+    (found,) = latencies(files)
+    assert found.mean_ms == pytest.approx((400 + 350) / 5)
+    assert (found.low_ms, found.high_ms, found.batch, found.batches) == (100.0, 350.0, 2.5, 2)
 
 
 def test_summary_compares_every_method_with_the_target_on_the_same_samples(suite, models, tmp_path):

@@ -93,7 +93,28 @@ def test_auroc_is_the_share_of_ordered_pairs():
         auroc(high, [])
 
 
-def test_auroc_interval_is_hanley_and_mcneils():
-    # Their example, table III and page 33: an area of 0.893 of 51 abnormal and 58 normal images.
-    low, high = auroc_interval(0.893, 51, 58)
-    assert (high - low) / 2 / 1.959964 == pytest.approx(0.032, abs=0.001)
+@pytest.mark.parametrize("value", [0.0, 0.2, 0.5, 0.893, 1.0])
+@pytest.mark.parametrize(("n", "m"), [(51, 58), (20, 20), (3, 200)])
+def test_auroc_interval_ends_where_the_value_is_just_refuted(value, n, m):
+    low, high = auroc_interval(value, n, m)
+    assert 0 <= low <= value <= high <= 1
+    assert high - low > 0.02
+    mean = (n + m) / 2 - 1
+    for end in {low, high} - {0.0, 1.0, value}:
+        spread = 1 + mean * ((1 - end) / (2 - end) + end / (1 + end))
+        error = math.sqrt(end * (1 - end) * spread / (n * m))
+        assert abs(value - end) / error == pytest.approx(1.959964, rel=1e-6)
+    mirrored = auroc_interval(1 - value, n, m)
+    assert mirrored == pytest.approx((1 - high, 1 - low))
+
+
+def test_auroc_interval_holds_the_truth_nineteen_times_in_twenty():
+    rng = random.Random(5)
+    truth = 0.5 * math.erfc(-2.0 / 2)  # two normal scores, two standard deviations apart
+    inside = 0
+    for _ in range(400):
+        high = [rng.gauss(2, 1) for _ in range(20)]
+        low = [rng.gauss(0, 1) for _ in range(30)]
+        bounds = auroc_interval(auroc(high, low), 20, 30)
+        inside += bounds[0] <= truth <= bounds[1]
+    assert inside / 400 > 0.93

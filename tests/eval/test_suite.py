@@ -152,6 +152,20 @@ def test_setting_of_a_baseline_that_only_shares_a_name_stays():
     assert (alphas["alignbeam"], alphas["proxy-tuning"], alphas["safedecoding"]) == (0.9, 0.5, None)
 
 
+def test_set_is_not_called_as_all_sets_of_a_label_are(tmp_path):
+    for name in ("harmful", "other"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "x"}\n')
+    sets = ['path = "harmful.jsonl"\nlabel = "harmful"', 'path = "other.jsonl"\nlabel = "harmful"']
+    suite = "".join(f"[[datasets]]\n{one}\n" for one in sets) + '[[methods]]\nmethod = "target"\n'
+    path = tmp_path / "suite.toml"
+    path.write_text(suite)
+    names = [choice.declared.name for choice in load_suite(str(path)).datasets]
+    assert names == ["harmful.jsonl", "other"]
+    path.write_text(suite.replace('label = "harmful"', 'label = "harmful"\nname = "benign"', 1))
+    with pytest.raises(ConfigError, match="'benign' stands for all sets of a label"):
+        load_suite(str(path))
+
+
 def test_gate_of_a_configuration_reaches_the_methods_that_have_one():
     given = {"gate": {"use": ["divergence"], "divergence": 0.3}}
     before = load_suite("standard")

@@ -60,11 +60,13 @@ ANCHOR = {START: {"N": 0.9, "S": 0.05, "x": 0.04}}
 def test_halves_of_a_set_share_no_prompt_and_do_not_depend_on_order(texts, seed, random):
     samples = [Sample(str(n), text) for n, text in enumerate(texts)]
     first, second = (part_of(samples, part, seed) for part in ("tuning", "held-out"))
-    assert sorted([*first, *second], key=lambda s: int(s.sample_id)) == samples
+    distinct = {s.prompt: s for s in reversed(samples)}.values()  # the first of each
+    assert sorted([*first, *second], key=str) == sorted(distinct, key=str)
     assert not {s.prompt for s in first} & {s.prompt for s in second}
     assert abs(len({s.prompt for s in first}) - len({s.prompt for s in second})) <= 1
     shuffled = random.sample(samples, len(samples))
-    assert set(part_of(shuffled, "tuning", seed)) == set(first)
+    again = part_of(shuffled, "tuning", seed)
+    assert {s.prompt for s in again} == {s.prompt for s in first}
     assert part_of(samples, "all", seed) == samples
 
 
@@ -192,6 +194,20 @@ def test_tuning_chooses_on_one_half_and_measures_on_the_other(suite, models, tmp
     assert {g.method for g in held} == {"target", "alignbeam", "own"}
 
 
+def test_tuning_shows_nothing_by_requests_that_fail(suite, models, tmp_path, monkeypatch):
+    whole = AlignBeam.outcomes
+
+    def some(self, prompts, *rest, **named):
+        if any(p[-1]["content"].startswith("benign") for p in prompts):
+            raise RuntimeError("too long")
+        return whole(self, prompts, *rest, **named)
+
+    monkeypatch.setattr(AlignBeam, "outcomes", some)
+    tuned = Tuning(suite, models, Goal(0.3), CANDIDATES, tmp_path / "runs", first=4).run()
+    assert tuned.held_out.over_refusal.value == 1.0
+    assert not tuned.promises[0].shown
+
+
 def test_tuning_taken_up_again_answers_nothing_anew(suite, models, tmp_path, monkeypatch):
     def tuning():
         return Tuning(suite, models, Goal(0.1), CANDIDATES, tmp_path / "runs", first=4)
@@ -203,7 +219,7 @@ def test_tuning_taken_up_again_answers_nothing_anew(suite, models, tmp_path, mon
 
 def test_tuning_needs_harmful_and_benign_requests(suite, models, tmp_path):
     with pytest.raises(ConfigError, match="a set of harmful and one of benign"):
-        Tuning(suite.only((), ["benign"]), models, Goal(0.1), CANDIDATES, tmp_path)
+        Tuning(suite.only((), ["benign.jsonl"]), models, Goal(0.1), CANDIDATES, tmp_path)
 
 
 def test_file_holds_the_settings_and_what_they_are_worth(suite, models, tmp_path):

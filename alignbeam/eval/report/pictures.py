@@ -33,6 +33,8 @@ _STYLE: Final = {
     "grid.color": "#e4e7eb",
     "axes.axisbelow": True,
     "svg.fonttype": "none",
+    # Names are people's own: a dollar in one begins no formula.
+    "text.parse_math": False,
     # The same run gives the same file.
     "svg.hashsalt": "alignbeam",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -140,6 +140,10 @@ class Journal:
         """Return how many lines there are."""
         return len(self._found)
 
+    def strangers(self, order: Iterable[tuple[str, ...]]) -> int:
+        """Return how many lines there are of no identity among these."""
+        return len(self._found.keys() - set(order))
+
     def append(self, lines: Iterable[str]) -> None:
         """Append lines that are not there yet, all in one write."""
         fresh = []
@@ -182,6 +186,14 @@ class Journal:
     def _name(self, line: bytes) -> tuple[str, ...]:
         values = json.loads(line)
         return tuple(str(values[key]) for key in self._identity)
+
+
+def forget(path: Path, column: str, values: Collection[str]) -> None:
+    """Take the lines out of a run's file in which ``column`` has one of ``values``."""
+    lines = _lines(path)
+    kept = [line for line in lines if json.loads(line)[column] not in values]
+    if len(kept) < len(lines):
+        _replace(path, b"".join(line + b"\n" for line in kept))
 
 
 def _lines(path: Path) -> list[bytes]:

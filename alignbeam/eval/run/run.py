@@ -15,7 +15,7 @@ from alignbeam.eval.environment import environment, model_name
 from alignbeam.eval.loading import describe_methods, describe_models, load_models, load_scorers
 from alignbeam.eval.methods import Answer, Answers, Models
 from alignbeam.eval.methods.sharing import answer_together
-from alignbeam.eval.run.files import Journal, RunFiles, lock_run
+from alignbeam.eval.run.files import Journal, RunFiles, forget, lock_run
 from alignbeam.eval.run.plan import Asked, Plan, Point, Unit, make_plan
 from alignbeam.eval.run.records import (
     FORMAT_VERSION,
@@ -115,7 +115,14 @@ def prepare(
         "methods": describe_methods(suite),
         "datasets": datasets,
         "scorers": [
-            {"name": s.name, "kind": s.kind, "selects": s.selects, "note": s.note} for s in scorers
+            {
+                "name": s.name,
+                "kind": s.kind,
+                "selects": s.selects,
+                "note": s.note,
+                "rules": s.rules,
+            }
+            for s in scorers
         ],
         "models": described,
         "sweep": sweep,
@@ -129,6 +136,8 @@ def prepare(
 def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None) -> int:
     """Answer whatever the folder lacks; the number of samples that failed, over all methods.
 
+    What failed before is asked again: memory may have run out only then.
+
     Raises
     ------
     ConfigError
@@ -138,21 +147,31 @@ def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None
     files, plan = RunFiles(folder), prepared.plan
     with lock_run(folder):
         _begin(files, prepared.manifest)
+        _forget_failed(files)
         answers = Journal(folder / GENERATIONS, ("key",))
+        order = [(key,) for key in plan.all_keys()]
+        if answers.strangers(order):
+            raise ConfigError(
+                f"{folder} holds answers to other requests: columns, skip or templates of its sets "
+                "were others. Name another folder, or remove that one"
+            )
         times = Journal(folder / TIMES, ("key",))
         total = len(plan.points) * len(plan.asked)
         watch.begin(f"{prepared.suite.name}: answering", total, len(answers))
+        warm: set[str] = set()
         for unit, batch in itertools.product(plan.units, plan.batches()):
             keys = [[plan.key(point, asked) for asked in batch] for point in unit]
             if all((key,) in answers for row in keys for key in row):
                 continue
+            if unit[0].label not in warm:  # kernels are built and caches made at the first call
+                warm.add(unit[0].label)
+                _answer_batch(prepared.models, unit, batch[:1], [[""] for _ in unit])
             made, spent = _answer_batch(prepared.models, unit, batch, keys)
             fresh = [g for g in made if (g.key,) not in answers]
             # Times first: whoever has an answer then has its time.
             times.append(t.to_line() for t in spent)
             answers.append(g.to_line() for g in made)
             watch.advance(fresh)
-        order = [(key,) for key in plan.all_keys()]
         times.finish(order)
         answers.finish(order)
         _complete(files, "generations")
@@ -176,6 +195,10 @@ def score(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None) -
             raise ConfigError(f"{folder} is not complete; answer the rest before scoring")
         # Scorers may be added to answers that are there, and others' scores stay.
         imported = [s for s in manifest["scorers"] if s.get("imported")]
+        # What another version of a scorer said is said anew, or two would stand under one name.
+        there = {s["name"]: s.get("rules", "") for s in manifest["scorers"] if s not in imported}
+        changed = {s.name for s in prepared.scorers if there.get(s.name, s.rules) != s.rules}
+        forget(folder / SCORES, "scorer", changed)
         manifest["scorers"] = [*prepared.manifest["scorers"], *imported]
         manifest["suite"]["scorers"] = prepared.manifest["suite"]["scorers"]
         files.write_manifest(manifest)
@@ -303,6 +326,15 @@ def _begin(files: RunFiles, manifest: dict[str, Any]) -> None:
             f"{files.folder} holds another run; it differs in {', '.join(other[:6])}. "
             "Name another folder, or remove that one"
         )
+
+
+def _forget_failed(files: RunFiles) -> None:
+    failed = {g.key for g in files.generations() if g.error is not None}
+    if failed:
+        manifest = files.manifest()
+        files.write_manifest({**manifest, "complete": dict.fromkeys(manifest["complete"], False)})
+        for name in (SCORES, TIMES, GENERATIONS):
+            forget(files.folder / name, "key", failed)
 
 
 def _complete(files: RunFiles, stage: str) -> None:
