@@ -165,7 +165,8 @@ class Server:
         if not body.stream:
             return self._counted(request, await whole(exchange, request, self._headers()))
         try:
-            first = await exchange.next_event(self.config.keep_alive_s)
+            # A client that leaves before anything was sent is seen here alone.
+            first = await while_there(request, exchange.next_event(self.config.keep_alive_s))
             if first is not None and first.error is not None:
                 raise self.service.problem(first.error)
         except BaseException:

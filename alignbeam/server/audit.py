@@ -112,6 +112,7 @@ class AuditLog:
         data = line.encode()
         with self._lock:
             try:
+                self._follow()
                 if self._size and self._size + len(data) > self._max_bytes:
                     self._rotate()
                 written = os.write(self._fd, data)
@@ -136,6 +137,19 @@ class AuditLog:
     def _open(self) -> int:
         return os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
+    def _follow(self) -> None:
+        """Go on in the file that has the name now: others may rename, remove or cut it."""
+        held = os.fstat(self._fd)
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            fresh = self._open()
+            os.close(self._fd)
+            self._fd, held = fresh, os.fstat(fresh)
+        self._size = held.st_size
+
     def _cut_torn_line(self) -> None:
         if not self._path.is_file() or self._size == 0:
             return
@@ -148,19 +162,16 @@ class AuditLog:
 
     def _rotate(self) -> None:
         os.fsync(self._fd)
-        for number in range(self._keep, 0, -1):
-            old = self._path.with_name(f"{self._path.name}.{number}")
-            if number == self._keep:
-                old.unlink(missing_ok=True)
-            elif old.exists():
-                old.rename(self._path.with_name(f"{self._path.name}.{number + 1}"))
-        if self._keep:
-            self._path.rename(self._path.with_name(f"{self._path.name}.1"))
-        else:
+        names = [self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._keep + 1)]
+        names.insert(0, self._path)
+        # Up to the first gap: a rotation that failed half-way is gone on with, and none older than
+        # the last one is lost by trying again.
+        last = next((n for n, name in enumerate(names) if not name.exists()), self._keep)
+        for number in range(last, 0, -1):
+            names[number - 1].replace(names[number])
+        if not self._keep:
             self._path.unlink()
-        fresh = self._open()
-        os.close(self._fd)
-        self._fd, self._size = fresh, 0
+        self._follow()
 
 
 def candidates_of(result: Result, *, text: bool, most: int) -> list[dict[str, Any]]:

@@ -92,6 +92,13 @@ class Gate:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         begin, status = time.perf_counter(), 0
+        # Who waits to be told to send a body, and is told no, may send its next request instead.
+        unsent = b"100-continue" in headers.get(b"expect", b"").lower()
+
+        async def asked() -> MutableMapping[str, Any]:
+            nonlocal unsent
+            unsent = False
+            return await receive()
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -102,6 +109,8 @@ class Gate:
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
+                if unsent:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -110,7 +119,7 @@ class Gate:
             if scope["path"] not in PROBES:
                 # All of it: what is not read by a route comes over the connection all the same.
                 await self._charge(client, declared or 0)
-            body = receive if declared is not None else self._charged(receive, client)
+            body = asked if declared is not None else self._charged(asked, client)
             await self._app(scope, _bounded(body, self._config.max_body_bytes), watched)
         except Problem as problem:
             if status == 0:

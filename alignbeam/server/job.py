@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -188,12 +189,11 @@ class Job:
 
     def settle(self, outcome: Delivery | BaseException) -> None:
         """Fulfil the future once; later outcomes are dropped."""
-        if self.future.done():
-            return
-        if isinstance(outcome, BaseException):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
+        with contextlib.suppress(InvalidStateError):  # it is done already
+            if isinstance(outcome, BaseException):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
 
     def keep_only(self, index: int | None) -> None:
         """Let the other beams end: the beginning of this one is released; None ends them all."""

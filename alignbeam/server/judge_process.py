@@ -217,14 +217,15 @@ class JudgeProcess:
     def _again(self) -> None:
         """Start children until one has loaded and stands its trial."""
         for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
-            # Known from its start on: whoever closes ends a child that loads, too.
-            child = self._child = self._start()
+            self._child.process.join(5)  # or it stays a zombie until the next one is started
             try:
+                # Known from its start on: whoever closes ends a child that loads, too.
+                child = self._child = self._start()
                 child.load(self._start_s)
                 self.trial(child)
                 break
-            except Exception as error:  # killed, no memory, garbage, no judge: try again
-                child.process.kill()
+            except Exception as error:  # no process, killed, no memory, garbage, no judge
+                self._child.process.kill()
                 if not self._closed.is_set():
                     _log.error("no other judge's process yet: %s", error)
                 if self._closed.wait(pause):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 from types import FrameType
@@ -19,7 +22,7 @@ from alignbeam.embedded import warn_of_embedded
 from alignbeam.errors import ConfigError
 from alignbeam.judge import FailClosed, Judge
 from alignbeam.server.app import Server
-from alignbeam.server.connections import limited
+from alignbeam.server.connections import SPARE, limited
 from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.keys import ENVIRONMENT, METRICS_ENVIRONMENT, Keys
 from alignbeam.server.listen import bound, cannot_listen
@@ -27,6 +30,11 @@ from alignbeam.server.logs import configure_logs
 from alignbeam.server.plan import check_ceilings
 
 _log = logging.getLogger(__name__)
+
+#: Seconds after ``drain_s`` in which what did not end is told so.
+_TELL_S = 2
+#: Open files beside the clients' connections: models, logs, the judge's pipe, engines.
+_FILES = 512
 
 
 class _Uvicorn(uvicorn.Server):
@@ -43,6 +51,13 @@ class _Uvicorn(uvicorn.Server):
             host, port = one.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             _log.info("listening on http://%s:%d (Ctrl-C ends)", shown, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the requests in flight, for ``drain_s``; tell the others to ask elsewhere."""
+        expire = self._server.service.scheduler.expire
+        late = asyncio.get_running_loop().call_later(self._server.config.drain_s, expire)
+        await super().shutdown(sockets)
+        late.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; on the second signal, stop."""
@@ -81,7 +96,7 @@ def web_config(server: Server) -> uvicorn.Config:
         http=limited(config),
         ws="none",
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        timeout_graceful_shutdown=math.ceil(config.drain_s),
+        timeout_graceful_shutdown=math.ceil(config.drain_s) + _TELL_S,
         timeout_keep_alive=math.ceil(config.head_timeout_s),
         lifespan="on",
     )
@@ -102,6 +117,8 @@ def serve(settings: Settings) -> None:
     """
     configure_logs()
     config = settings.server
+    _ignore_hangup()
+    allow_files(config.max_connections)
     check_ceilings(settings.beam, config)
     keys = Keys(config.api_keys_file)
     metrics_keys = Keys(config.metrics_keys_file, variable=METRICS_ENVIRONMENT)
@@ -125,6 +142,9 @@ def serve(settings: Settings) -> None:
         )
         server = Server(beam, config, keys=keys, metrics_keys=metrics_keys)
         runner = _Uvicorn(web_config(server), server)
+        # The models' objects stay: no collection need walk through them while requests wait.
+        gc.collect()
+        gc.freeze()
         try:
             runner.run(sockets)
         except OSError as error:
@@ -138,6 +158,37 @@ def serve(settings: Settings) -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0 if runner.started else 3)
+
+
+def allow_files(connections: int) -> None:
+    """Raise this process's limit on open files to what so many connections need.
+
+    Without a free one nobody is let in, probes neither, and no judge can be started again.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = connections + SPARE + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < needed:
+        _log.warning(
+            "at most %d files may be open here, %d are needed: lower server.max_connections or "
+            "raise the limit (ulimit -n, LimitNOFILE=)", most, needed,
+        )  # fmt: skip
+
+
+def _ignore_hangup() -> None:
+    """Live on when told that logs were rotated; a terminal may still end it."""
+    if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
+        signal.signal(
+            signal.SIGHUP,
+            lambda *_: _log.info("SIGHUP: keys and audit log are followed without it"),
+        )
 
 
 def _banner(words: str) -> None:

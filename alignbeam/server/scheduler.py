@@ -77,6 +77,7 @@ class Scheduler:
         self._queue = FairQueue(max_queued, max_queued_cells, client_share)
         self._desk = JudgeDesk(beam.judge, self._wake, watcher)
         self._stopped = False
+        self._farewell: AlignBeamError = Cancelled("the server stopped")
         # Owned by the decoding thread.
         self._engine = engine_of(
             beam.target,
@@ -200,6 +201,13 @@ class Scheduler:
         for thread in self._threads:
             thread.join(timeout_s)
 
+    def expire(self) -> None:
+        """End, and fail now whatever is not done, whoever still works on it."""
+        with self._wake:
+            self._farewell = Draining("the server is about to stop")
+            self._end()
+        self._abandon()
+
     def _nudge(self) -> None:
         with self._wake:
             self._wake.notify_all()
@@ -225,7 +233,7 @@ class Scheduler:
             # A judge that hangs must not hold its askers either.
             left = [*self._queue.drop(lambda _: True), *self._active.values(), *self._desk.finished]
         for job in left:
-            job.settle(Cancelled("the server stopped"))
+            job.settle(self._farewell)
 
     def _decode(self) -> None:
         while True:

@@ -246,7 +246,7 @@ class Service:
             for message in messages:
                 entry["messages"].append({**message, "content": cut(message["content"], left)})
                 left = max(0, left - len(message["content"]))
-        self._quota.add(client, await asyncio.to_thread(self._audit.write, entry))
+        await self._write(self._audit, client, entry)
 
     async def record_piece(self, text: str, *, request_id: str, client: str) -> None:
         """Write down that a piece of a chunked answer leaves.
@@ -266,7 +266,14 @@ class Service:
         }
         if self.config.audit_text:
             entry["text"] = cut(text, self.config.audit_text_chars)
-        self._quota.add(client, await asyncio.to_thread(self._audit.write, entry))
+        await self._write(self._audit, client, entry)
+
+    async def _write(self, audit: AuditLog, client: str, entry: dict[str, Any]) -> None:
+        async def charged() -> None:
+            self._quota.add(client, await asyncio.to_thread(audit.write, entry))
+
+        # A client that leaves meanwhile has had its line written, and pays for it.
+        await asyncio.shield(charged())
 
     def problem(self, error: BaseException, field: str | None = None) -> Problem:
         """Turn the failure of a job into a reply, and count it; ``field`` held the prompt."""
