@@ -12,7 +12,14 @@ from alignbeam.version import __version__
 
 if TYPE_CHECKING:
     from alignbeam import hf
-    from alignbeam.config import BeamConfig, JudgeConfig, RoleConfig, Settings, load_settings
+    from alignbeam.config import (
+        BeamConfig,
+        GateConfig,
+        JudgeConfig,
+        RoleConfig,
+        Settings,
+        load_settings,
+    )
     from alignbeam.controller import AlignBeam
     from alignbeam.models.role import Role
     from alignbeam.ops import mix_topk
@@ -24,6 +31,7 @@ _HOMES = {
     "BeamConfig": "alignbeam.config",
     "Bridge": "alignbeam.vocab.bridge",
     "Candidate": "alignbeam.result",
+    "GateConfig": "alignbeam.config",
     "JudgeConfig": "alignbeam.config",
     "Result": "alignbeam.result",
     "Role": "alignbeam.models.role",
@@ -41,6 +49,7 @@ __all__ = [
     "BeamConfig",
     "Bridge",
     "Candidate",
+    "GateConfig",
     "JudgeConfig",
     "Result",
     "Role",

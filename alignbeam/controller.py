@@ -94,9 +94,21 @@ class AlignBeam:
         gate: GateConfig | None = None,
         probe: str | None = None,
     ) -> Self:
-        """Load all three models; None is the embedded demonstration model of that role.
+        """Load all three models.
 
-        ``probe`` is the file that a ``JudgeConfig`` would name, for a judge that is ready made.
+        Parameters
+        ----------
+        target, anchor : str, RoleConfig, role or None
+            Folder, hub id, GGUF file or an engine's address; how such a model is loaded; one that
+            is; or None, the embedded demonstration model of that role.
+        judge : str, JudgeConfig, Judge or None
+            Likewise; a judge that is ready made may be any (``alignbeam.judge.CallableJudge``).
+        config : BeamConfig or None
+            The settings of every answer that says nothing else.
+        gate : GateConfig or None
+            Which requests need no steering; None steers all.
+        probe : str or None
+            The file that a ``JudgeConfig`` would name, for a judge that is ready made.
 
         Raises
         ------

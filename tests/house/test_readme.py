@@ -28,6 +28,14 @@ def test_readme_python_runs_as_written(trio, capsys):
     assert printed.count("\n") >= 2 + len(result.candidates)
 
 
+def test_python_of_its_page_runs_as_written(capsys):
+    page = (REPO / "docs" / "python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "python.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.count("the best that passes") == 2
+
+
 def test_readme_python_has_ten_lines_at_most():
     (code,) = _blocks("python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
