@@ -59,11 +59,11 @@ def doctor(
 ) -> None:
     """Check coverage, end tokens, templates, refusal openings, backends, memory and the judge."""
     settings = options.settings_from(context.params)
-    with make_console(sys.stderr).status("looking at the models"):
+    with make_console(sys.stderr).status("looking at the models") as status:
         from alignbeam.doctor import examine
 
         quiet_loader()
-        report = examine(settings, load=load, length=length)
+        report = examine(settings, load=load, length=length, told=status.update)
     if json:
         print(dump({**dataclasses.asdict(report), "unsafe": report.unsafe}))
     else:

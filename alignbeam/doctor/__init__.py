@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from alignbeam.config import Settings
 from alignbeam.decoding.probe import HarmProbe, WeighedJudge
@@ -20,7 +20,7 @@ from alignbeam.doctor.report import (
 )
 from alignbeam.doctor.samples import CANARIES, INJECTED
 from alignbeam.doctor.side import Side, open_side, weights_folder
-from alignbeam.doctor.survival import survival_findings, survival_rows
+from alignbeam.doctor.survival import ATTACKS, survival_findings, survival_rows
 from alignbeam.doctor.translation import (
     FALLBACKS,
     coverage_rows,
@@ -43,7 +43,11 @@ OPENINGS_UNSAFE_BELOW = 0.25
 
 
 def examine(
-    settings: Settings | None = None, *, load: bool | None = None, length: int = 2048
+    settings: Settings | None = None,
+    *,
+    load: bool | None = None,
+    length: int = 2048,
+    told: Callable[[str], object] = lambda words: None,
 ) -> Report:
     """Look at a target, an anchor and, if named, a judge.
 
@@ -58,6 +62,9 @@ def examine(
         loads them for the embedded trio only.
     length : int
         Positions for the memory forecast.
+
+    told : callable
+        Given what is done now, in words: a judge on a CPU takes minutes.
 
     Raises
     ------
@@ -87,8 +94,12 @@ def examine(
             if settings.judge.probe is not None:  # what stands between a candidate and its reader
                 roles_here = [side.role for side in sides[:2]]
                 judge = WeighedJudge(judge, HarmProbe.load(settings.judge.probe, roles_here))
+            told("asking the judge about canaries")
             canaries = canary_rows(judge)
-            survival = tuple(survival_rows(judge, config.threshold, (*CANARIES, INJECTED)))
+            for row in survival_rows(judge, config.threshold, (*CANARIES, INJECTED)):
+                survival += (row,)
+                told(f"asking the judge, {len(survival)} of {len(ATTACKS)} kinds of attack done")
+    told("building the bridge, and measuring it")
     bridge = Bridge.build(anchor_side.vocabulary, target_side.vocabulary, config.fallback)
     coverage = coverage_rows(bridge, anchor_side)
     openings = opening_rows(bridge, anchor_side.vocabulary, target_side.vocabulary)

@@ -216,7 +216,13 @@ def test_canary_that_cannot_be_judged_is_unsafe():
 
 
 def test_examine_embedded_trio_finds_nothing_unsafe():
-    report = examine()
+    said = []
+    report = examine(told=said.append)
+    assert said[0] == "asking the judge about canaries"
+    assert said[-2:] == [
+        f"asking the judge, {len(ATTACKS)} of {len(ATTACKS)} kinds of attack done",
+        "building the bridge, and measuring it",
+    ]
     assert not report.unsafe
     assert [side.name for side in report.sides] == ["target", "anchor", "judge"]
     assert all(side.end_tokens and side.has_template for side in report.sides)
