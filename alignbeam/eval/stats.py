@@ -169,25 +169,15 @@ def kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     return math.nan if chance >= 1 else (agreed - chance) / (1 - chance)
 
 
-def bootstrap_mean(
-    values: Sequence[float], *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean with its 95 % percentile bootstrap interval: mean, low, high.
-
-    Raises
-    ------
-    ValueError
-        No values.
-
-    Source: B. Efron, Annals of Statistics 7 (1979).
-    """
-    return bootstrap_ratio([(value, 1) for value in values], resamples=resamples, seed=seed)
-
-
 def bootstrap_ratio(
     pairs: Sequence[tuple[float, float]], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Sum of the first over the sum of the second, pairs resampled: ratio, low, high.
+    """Sum of the first over the sum of the second, with its 95 % percentile bootstrap interval.
+
+    Returns
+    -------
+    tuple of float
+        The ratio, low, high; pairs are resampled.
 
     Raises
     ------
@@ -197,7 +187,7 @@ def bootstrap_ratio(
     Source: B. Efron, Annals of Statistics 7 (1979).
     """
     if not pairs:
-        raise ValueError("a bootstrap takes at least one value")
+        raise ValueError("bootstrap_ratio: at least one pair is needed")
     draw = random.Random(seed)
 
     def ratio(drawn: Sequence[tuple[float, float]]) -> float:

@@ -15,7 +15,7 @@ from alignbeam.eval.scorers import (
     StrictRefusal,
     StringMatch,
 )
-from alignbeam.eval.stats import bootstrap_mean, kappa, mcnemar, paired
+from alignbeam.eval.stats import bootstrap_ratio, kappa, mcnemar, paired
 from alignbeam.judge import CallableJudge, FailClosed
 
 
@@ -130,11 +130,14 @@ def test_kappa_is_one_zero_and_minus_one_where_it_should_be():
     assert math.isnan(kappa([True, True], [True, True]))
 
 
-def test_bootstrap_mean_holds_the_mean_and_repeats():
-    values = [float(v) for v in range(50)]
-    mean, low, high = bootstrap_mean(values)
-    assert low < mean == 24.5 < high
-    assert (mean, low, high) == bootstrap_mean(values)
+def test_bootstrap_ratio_holds_the_ratio_and_repeats():
+    pairs = [(float(v), 1.0) for v in range(50)]
+    ratio, low, high = bootstrap_ratio(pairs)
+    assert low < ratio == 24.5 < high
+    assert (ratio, low, high) == bootstrap_ratio(pairs)
     # About 1.96 standard errors on each side.
     assert high - low == pytest.approx(2 * 1.96 * 14.43 / math.sqrt(50), rel=0.15)
-    assert bootstrap_mean([3.0]) == (3.0, 3.0, 3.0)
+    assert bootstrap_ratio([(3.0, 2.0)]) == (1.5, 1.5, 1.5)
+    assert bootstrap_ratio([(6.0, 1.0), (6.0, 3.0)])[0] == 3.0
+    with pytest.raises(ValueError, match="at least one pair"):
+        bootstrap_ratio([])
