@@ -112,6 +112,8 @@ def from_flat(values: Mapping[str, Any]) -> Tables:
 def names_of(given: Iterable[str]) -> list[str]:
     """Return the ``table.key`` that each of ``given`` names: a table, a key of any, or one itself.
 
+    What ``from_flat`` knows by a shorter name goes by that as well.
+
     Raises
     ------
     ConfigError
@@ -126,8 +128,10 @@ def names_of(given: Iterable[str]) -> list[str]:
             found.append(name)
         elif places := [dotted for dotted in _DOTTED if dotted.endswith(f".{name}")]:
             found += places
+        elif name in _SHORT:
+            found += _SHORT[name]
         else:
-            raise ConfigError(f"unknown setting {text!r}{_nearest(name)}")
+            raise ConfigError(f"unknown setting {text!r}{_nearest(name, _TABLES)}")
     return found
 
 
@@ -226,10 +230,10 @@ def _from_environment(environ: Mapping[str, str]) -> Tables:
     return found
 
 
-def _nearest(name: str) -> str:
+def _nearest(name: str, more: Iterable[str] = ()) -> str:
     """Return the end of an error about ``name``; a bare key is looked for in every table."""
     same = [dotted for dotted in _DOTTED if dotted.endswith(f".{name}")]
-    near = same or difflib.get_close_matches(name, [*_SHORT, *_DOTTED], n=1)
+    near = same or difflib.get_close_matches(name, [*more, *_SHORT, *_DOTTED], n=1)
     if near:
         return f"; did you mean {near[0]!r}?"
     others = ", ".join(f"[{table}]" for table in _TABLES if table != "beam")

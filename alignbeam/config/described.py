@@ -10,6 +10,7 @@ import json
 import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
+from datetime import date, time
 from typing import Any
 
 from alignbeam.config.checked import CheckedSettings
@@ -32,6 +33,8 @@ def toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, Mapping):

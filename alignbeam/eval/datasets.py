@@ -281,9 +281,9 @@ def locate(
 
 
 def part_of(samples: Sequence[Sample], part: Part, seed: int) -> list[Sample]:
-    """Return one half of a set, in file order; the same prompt is never in both, nor twice in one.
+    """Return one half of a set, in file order, or ``"all"`` of it as it is.
 
-    The halves depend on the seed and the prompts alone. A prompt that a file repeats is one prompt
+    The same prompt is never in both halves, nor twice in one. They depend on the seed and the prompts alone. A prompt that a file repeats is one prompt
     still: counted as several, it would narrow every interval.
     """
     if part == "all":

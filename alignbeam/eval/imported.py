@@ -26,7 +26,7 @@ def add_scores(folder: Path, name: str, scores: Sequence[Score], note: str) -> N
     ------
     ConfigError
         The run is not answered, another process writes to it, the name is a scorer's of the run
-        itself, or the answers have scores of that name.
+        itself, or the answers have other scores of that name.
     RecordError
         There is no run.
     """
@@ -41,9 +41,11 @@ def add_scores(folder: Path, name: str, scores: Sequence[Score], note: str) -> N
             raise ConfigError(f"{name!r} is a scorer of the run itself; choose another name")
         journal = Journal(folder / SCORES, ("key", "scorer"))
         try:
-            if any((score.key, name) in journal for score in scores):
+            # The same ones again may fill what a failed answer, asked anew, lacks.
+            there = {score.key: score for score in files.scores() if score.scorer == name}
+            if any(there.get(score.key, score) != score for score in scores):
                 raise ConfigError(
-                    f"{folder} has scores of {name!r} for these answers; choose another name"
+                    f"{folder} has other scores of {name!r} for these answers; choose another name"
                 )
             if name not in [s["name"] for s in manifest["scorers"]]:
                 entry = {"name": name, "kind": scores[0].kind, "selects": False, "note": note}

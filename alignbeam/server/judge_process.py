@@ -257,8 +257,10 @@ def _serve(pipe: Connection, config: JudgeConfig, threads: int) -> None:
     from alignbeam.server.logs import configure_logs
 
     configure_logs()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Sent to the whole group, these are for the parent, which drains, or heeds no hangup.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if threads:
         torch.set_num_threads(threads)
     try:

@@ -174,7 +174,10 @@ def allow_files(connections: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError):  # a sandbox, or macOS, where "no limit" is one all the same
+        most = soft
     if most < needed:
         _log.warning(
             "at most %d files may be open here, %d are needed: lower server.max_connections or "

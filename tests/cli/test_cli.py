@@ -323,6 +323,22 @@ def test_settings_shows_and_checks_what_is_in_force(cli, tmp_path):
     assert f"{path}: [server]: port must be in 0..65535, got 80800" in run.err
 
 
+def test_settings_are_written_as_utf8_in_any_locale():
+    command = [sys.executable, "-m", "alignbeam", "settings", "refusal_text"]
+    ran = subprocess.run(
+        [*command, "--set", "refusal_text=Né 日"], capture_output=True, check=True,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert 'refusal_text = "Né 日"' in ran.stdout.decode()
+
+
+def test_settings_cannot_steer_a_terminal(cli, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    run = cli("settings", "--set", "refusal_text=No.\x9b2J", "refusal_text")
+    assert "No." in run.out
+    assert "\x9b" not in run.out
+
+
 def test_version_is_the_packages(cli):
     ran = cli("--version")
     assert (ran.code, ran.out) == (0, f"alignbeam {__version__}\n")

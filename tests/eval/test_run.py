@@ -176,6 +176,24 @@ def test_scores_of_other_rules_are_given_anew(suite, models, tmp_path, monkeypat
     assert others[0] == others[1]
 
 
+def test_scores_are_incomplete_while_those_of_other_rules_are_given(
+    suite, models, tmp_path, monkeypatch
+):
+    run(suite, models, tmp_path / "run")
+    assert RunFiles(tmp_path / "run").manifest()["complete"]["scores"]
+
+    def killed(path, column, values):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alignbeam.eval.run.run.forget", killed)
+    monkeypatch.setattr(scorers.StrictRefusal, "rules", "of the next version")
+    with pytest.raises(KeyboardInterrupt):
+        score(prepare(suite, models=models), tmp_path / "run")
+    manifest = RunFiles(tmp_path / "run").manifest()
+    assert manifest["complete"] == {"generations": True, "scores": False}
+    assert "of the next version" not in [s["rules"] for s in manifest["scorers"]]
+
+
 def test_what_failed_is_asked_again(suite, models, tmp_path, monkeypatch):
     run(suite, models, tmp_path / "whole")
     whole = TargetAlone.answer
@@ -194,8 +212,13 @@ def test_what_failed_is_asked_again(suite, models, tmp_path, monkeypatch):
     assert all(RunFiles(tmp_path / "run").manifest()["complete"].values())
 
 
-def test_folder_with_answers_to_another_column_is_kept(suite, models, tmp_path):
-    run(suite, models, tmp_path / "run")
+def test_folder_with_answers_to_another_column_is_kept(suite, models, tmp_path, monkeypatch):
+    def fails(self, models, prompts):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:  # what failed is kept as well
+        patch.setattr(TargetAlone, "answer", fails)
+        run(suite, models, tmp_path / "run")
     kept = content(tmp_path / "run")
     text = (tmp_path / "suite.toml").read_text()
     other = text.replace('path = "benign.jsonl"', 'path = "benign.jsonl"\nprompt = "answer"')
@@ -354,6 +377,18 @@ def test_price_says_what_the_whole_would_take(suite, models):
     for row in rows:
         assert row["samples"] == 22
         assert row["seconds"] == pytest.approx(22 * row["seconds_a_sample"])
+
+
+def test_price_leaves_the_first_call_out(suite, models, monkeypatch):
+    whole, calls = TargetAlone.answer, []
+
+    def counted(self, models, prompts):
+        calls.append(len(prompts))
+        return whole(self, models, prompts)
+
+    monkeypatch.setattr(TargetAlone, "answer", counted)
+    price(prepare(suite.only(["target"], ()), models=models))
+    assert calls == [1, 4, 4, 4]
 
 
 def test_every_method_runs_on_the_trio(trio, tmp_path):

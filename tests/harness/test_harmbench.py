@@ -124,6 +124,11 @@ def test_labels_become_scores_that_another_scoring_keeps(run, written):
     assert (folder / "scores.jsonl").read_bytes() == before
     (entry,) = [s for s in files.manifest()["scorers"] if s.get("imported")]
     assert (entry["name"], entry["selects"]) == ("harmbench-classifier", False)
+    # The same labels again add nothing; others are not mixed with them.
+    assert run("harmbench", "import-labels", "results.json", "runs/own").code == 0
+    assert (folder / "scores.jsonl").read_bytes() == before
+    other = _labelled(written, lambda b, i: 1)
+    (written / "results.json").write_text(json.dumps(other), encoding="utf-8")
     again = run("harmbench", "import-labels", "results.json", "runs/own")
     assert again.code == 2
     assert "choose another name" in again.err

@@ -23,6 +23,7 @@ from alignbeam.server import judge_process
 from alignbeam.server.audit import AuditLog
 from alignbeam.server.judge_process import JudgeProcess
 from alignbeam.server.problems import AuditQuota, AuditUnavailable
+from alignbeam.server.run import allow_files
 
 WAIT_S = 60
 
@@ -126,6 +127,18 @@ def test_judge_process_that_cannot_be_started_again_at_first_comes_back(monkeypa
         judge.close()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP here")
+def test_judge_process_outlives_a_hangup_of_the_whole_group():
+    judge = JudgeProcess(JudgeConfig(), timeout_s=60, threads=1)
+    try:
+        pid = judge.pid
+        os.kill(pid, signal.SIGHUP)
+        assert judge.score([[{"role": "user", "content": "Hello"}]], ["Hi."])[0].error is None
+        assert judge.pid == pid
+    finally:
+        judge.close()
+
+
 @pytest.fixture
 def held(pair):
     """A server whose judge waits, and what lets it go on."""
@@ -159,7 +172,7 @@ def test_client_that_leaves_before_anything_was_sent_is_seen_at_once(held, strea
     made = begun(running, stream=stream)
     until(lambda: running.server.service.scheduler.running)
     made.close()
-    until(lambda: "alignbeam_cancelled_total 1.0" in running.metrics(), 10)
+    until(lambda: "alignbeam_cancelled_total 1.0" in running.metrics(), WAIT_S / 2)
 
 
 def test_client_that_leaves_while_its_answer_is_written_down_has_it_charged(
@@ -178,7 +191,7 @@ def test_client_that_leaves_while_its_answer_is_written_down_has_it_charged(
         made = begun(running)
         assert writing.wait(WAIT_S)
         made.close()
-        until(lambda: "alignbeam_cancelled_total 1.0" in running.metrics(), 10)
+        until(lambda: "alignbeam_cancelled_total 1.0" in running.metrics(), WAIT_S / 2)
         go.set()
         quota = running.server.service._quota
 
@@ -213,7 +226,7 @@ def test_request_that_is_not_done_when_the_server_must_end_is_told_so(held, stre
 
 def test_client_that_waits_to_be_told_to_send_its_body_is_told_that_the_connection_ends(pair):
     with serving(pair) as running, socket.create_connection(("127.0.0.1", running.port)) as made:
-        made.settimeout(10)
+        made.settimeout(WAIT_S)
         made.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
             b"Content-Type: application/json\r\nContent-Length: 50\r\n\r\n"
@@ -237,6 +250,19 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(1024 + 64, hard))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "True"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+def test_limit_that_may_not_be_raised_is_warned_of(monkeypatch, caplog):
+    import resource
+
+    def refuse(which, limits):
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    allow_files(1024)
+    assert "at most 256 files may be open here" in caplog.text
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are tested on POSIX")
@@ -272,7 +298,7 @@ def test_server_outlives_a_hangup_and_tells_who_is_not_done_in_time(tmp_path):
         for one in asking:
             one.start()
         scraper = {"authorization": f"Bearer {METRICS_KEY}"}
-        until(lambda: _running(client.get("/metrics", headers=scraper).text) >= 16)
+        until(lambda: _running(client.get("/metrics", headers=scraper).text) >= 16, 300)
         server.send_signal(signal.SIGTERM)
         for one in asking:
             one.join(60)

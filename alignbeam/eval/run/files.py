@@ -140,10 +140,6 @@ class Journal:
         """Return how many lines there are."""
         return len(self._found)
 
-    def strangers(self, order: Iterable[tuple[str, ...]]) -> int:
-        """Return how many lines there are of no identity among these."""
-        return len(self._found.keys() - set(order))
-
     def append(self, lines: Iterable[str]) -> None:
         """Append lines that are not there yet, all in one write."""
         fresh = []

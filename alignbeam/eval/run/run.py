@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -147,14 +147,9 @@ def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None
     files, plan = RunFiles(folder), prepared.plan
     with lock_run(folder):
         _begin(files, prepared.manifest)
-        _forget_failed(files)
-        answers = Journal(folder / GENERATIONS, ("key",))
         order = [(key,) for key in plan.all_keys()]
-        if answers.strangers(order):
-            raise ConfigError(
-                f"{folder} holds answers to other requests: columns, skip or templates of its sets "
-                "were others. Name another folder, or remove that one"
-            )
+        _forget_failed(files, {key for (key,) in order})
+        answers = Journal(folder / GENERATIONS, ("key",))
         times = Journal(folder / TIMES, ("key",))
         total = len(plan.points) * len(plan.asked)
         watch.begin(f"{prepared.suite.name}: answering", total, len(answers))
@@ -163,9 +158,9 @@ def generate(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None
             keys = [[plan.key(point, asked) for asked in batch] for point in unit]
             if all((key,) in answers for row in keys for key in row):
                 continue
-            if unit[0].label not in warm:  # kernels are built and caches made at the first call
+            if unit[0].label not in warm:
                 warm.add(unit[0].label)
-                _answer_batch(prepared.models, unit, batch[:1], [[""] for _ in unit])
+                _warm_up(prepared.models, unit, batch[0])
             made, spent = _answer_batch(prepared.models, unit, batch, keys)
             fresh = [g for g in made if (g.key,) not in answers]
             # Times first: whoever has an answer then has its time.
@@ -198,6 +193,8 @@ def score(prepared: Prepared, folder: Path, watcher: RunWatcher | None = None) -
         # What another version of a scorer said is said anew, or two would stand under one name.
         there = {s["name"]: s.get("rules", "") for s in manifest["scorers"] if s not in imported}
         changed = {s.name for s in prepared.scorers if there.get(s.name, s.rules) != s.rules}
+        manifest["complete"]["scores"] = False  # a kill may leave any part of them from here on
+        files.write_manifest(manifest)
         forget(folder / SCORES, "scorer", changed)
         manifest["scorers"] = [*prepared.manifest["scorers"], *imported]
         manifest["suite"]["scorers"] = prepared.manifest["suite"]["scorers"]
@@ -235,6 +232,7 @@ def price(prepared: Prepared) -> list[dict[str, Any]]:
     probes = [found[:_PRICE_SAMPLES] for found in by_set.values()]
     rows = []
     for unit in plan.units:
+        _warm_up(prepared.models, unit, probes[0][0])
         seconds = 0.0
         for probe in probes:
             keys = [["" for _ in probe] for _ in unit]
@@ -251,6 +249,11 @@ def price(prepared: Prepared) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _warm_up(models: Models, unit: Unit, asked: Asked) -> None:
+    """Answer for nothing: in a method's first call kernels are built and caches made."""
+    _answer_batch(models, unit, [asked], [[""] for _ in unit])
 
 
 def _answer_batch(
@@ -328,8 +331,15 @@ def _begin(files: RunFiles, manifest: dict[str, Any]) -> None:
         )
 
 
-def _forget_failed(files: RunFiles) -> None:
-    failed = {g.key for g in files.generations() if g.error is not None}
+def _forget_failed(files: RunFiles, keys: Collection[str]) -> None:
+    """Take out the answers that failed; ``keys`` are all that may be there."""
+    there = files.generations()
+    if any(g.key not in keys for g in there):
+        raise ConfigError(
+            f"{files.folder} holds answers to other requests: columns, skip or templates of its "
+            "sets were others. Name another folder, or remove that one"
+        )
+    failed = {g.key for g in there if g.error is not None}
     if failed:
         manifest = files.manifest()
         files.write_manifest({**manifest, "complete": dict.fromkeys(manifest["complete"], False)})
