@@ -283,8 +283,8 @@ def locate(
 def part_of(samples: Sequence[Sample], part: Part, seed: int) -> list[Sample]:
     """Return one half of a set, in file order, or ``"all"`` of it as it is.
 
-    The same prompt is never in both halves, nor twice in one. They depend on the seed and the prompts alone. A prompt that a file repeats is one prompt
-    still: counted as several, it would narrow every interval.
+    The same prompt is never in both halves, nor twice in one: counted as several, a prompt that a
+    file repeats would narrow every interval. The halves depend on the seed and the prompts alone.
     """
     if part == "all":
         return list(samples)
