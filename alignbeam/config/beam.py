@@ -142,6 +142,8 @@ class BeamConfig(CheckedSettings):
                 f"early_safe ({self.early_safe}) must not exceed early_harm ({self.early_harm}): "
                 "a beginning would be both; lower the one or raise the other"
             )
+        if any("\ud800" <= letter <= "\udfff" for stop in self.stop for letter in stop):
+            raise ConfigError("stop holds a lone surrogate, which no answer can hold; remove it")
         if not self.refusal_text.strip():
             raise ConfigError("refusal_text must say something: it is what a refused user gets")
 

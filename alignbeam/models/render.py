@@ -222,7 +222,20 @@ class Renderer:
         before, found, _ = answered[len(prompt) :].partition(_PROBE)
         if not found or any(spelling in before for spelling in self._spellings):
             return b""
-        return before.encode()
+        return (self._dummy_blank(prompt, before) + before).encode()
+
+    def _dummy_blank(self, prompt: str, before: str) -> str:
+        """Return the blank that the tokenizer puts before an answer, where no template does.
+
+        A SentencePiece tokenizer may put its dummy blank after every control token, not only
+        before the first word of a text: Phi-3 learnt to answer ``<|assistant|>`` with ``▁Sorry``.
+        """
+        ids, whole = self._encode(prompt), self._encode(prompt + before + _PROBE)
+        if whole[: len(ids)] != ids:
+            return ""
+        said = whole[len(ids) :]
+        bare, blank = plain_encode_batch(self._tokenizer, [before + _PROBE, " " + before + _PROBE])
+        return " " if said == blank != bare else ""
 
     def _fitted(self, prompt: Prompt) -> list[Message]:
         """Messages as the template takes them, the role's own system prompt in front."""

@@ -24,7 +24,7 @@ from alignbeam.vocab.pieces import OVER
 from alignbeam.vocab.vocabulary import Vocabulary
 
 # Raise it with every change of what a table holds: older files then no longer fit their key.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def key(anchor: Vocabulary, target: Vocabulary, method: str) -> str:

@@ -66,7 +66,7 @@ def by_bytes(anchor: Vocabulary, target: Vocabulary) -> Tables:
     pieces = Pieces(finder.trie)
     starts = opening_starts = pieces.add(texts)
     if opening_texts is not texts:
-        opening = finder.find(opening_texts)
+        opening = finder.opened(finder.find(opening_texts))
         opening_starts = pieces.add(opening_texts)
     if anchor.end_ids:
         # In the opening they have no bytes, as everywhere, and so no pieces.
@@ -140,6 +140,17 @@ class _Finder:
             else:
                 ids[column], kinds[column] = others[piece]
         return _columns(ids, kinds)
+
+    def opened(self, found: Columns) -> Columns:
+        """Make EXACT what goes to the token for exactly the target's opening.
+
+        That token says nothing of the answer yet: whatever is spelled with it first is lost in no
+        way by it, and is asked for again after it.
+        """
+        ids, kinds = found
+        token_id = self._by_bytes.get(self._target.opening, -1)
+        lossless = (ids == token_id) & (ids >= 0) & (kinds == int(Kind.MULTI))
+        return ids, torch.where(lossless, int(Kind.EXACT), kinds).to(kinds.dtype)
 
     def _encoded(self, pieces: Iterable[bytes]) -> dict[bytes, Match]:
         texts: dict[bytes, str] = {}

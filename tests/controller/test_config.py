@@ -49,6 +49,7 @@ from alignbeam.errors import ConfigError
         ("seed", -1),
         ("stop", ("",)),
         ("stop", (3,)),
+        ("stop", ("a", "\ud800")),
         ("backend", "abacus"),
         ("wishes", 21),
     ],

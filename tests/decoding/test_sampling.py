@@ -63,3 +63,13 @@ def test_draw_at_hardly_any_temperature_takes_the_best(temperature):
     logits = torch.tensor([5.0, 9.0, 1.0, -3.0, float("-inf")])
     assert draws(logits, 20, temperature=temperature) == [1] * 20
     assert draws(logits - 1e4, 20, temperature=temperature, top_p=0.5) == [1] * 20
+
+
+def test_every_bit_of_a_seed_counts():
+    seeds = [0, *(1 << bit for bit in range(63)), 2**63 - 1]
+    draws = {
+        float(torch.rand((), generator=beam_generator(seed, beam), dtype=torch.float64))
+        for seed in seeds
+        for beam in range(8)
+    }
+    assert len(draws) == 8 * len(seeds)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from chat_templates import CHATML, DEEPSEEK_CODER, LLAMA_2, LLAMA_3, PHI_3
 from tiny_models import CHAT_TEMPLATE, byte_level_tokenizer, random_model, random_role
+from transformers import AutoTokenizer
 
-from alignbeam import Role, RoleConfig
+from alignbeam import Bridge, Role, RoleConfig
 from alignbeam.config import JudgeConfig, Settings
 from alignbeam.doctor import examine
 from alignbeam.errors import ModelLoadError, PromptError
 from alignbeam.models.render import GREETING, NEIGHBOURS, SYSTEM, Renderer
 from alignbeam.vocab.end_tokens import end_token_ids
+from alignbeam.vocab.vocabulary import Vocabulary
 
 ROLES = ("target", "anchor", "judge")
 
@@ -394,3 +397,25 @@ def test_tokenizers_own_template_that_does_not_end_is_not_run_for_its_end_tokens
     assert role.render_text("Hi") == shown()
     with pytest.warns(RuntimeWarning, match="cannot be tried"):
         assert end_token_ids(tokenizer)[0] == tokenizer.eos_token_id
+
+
+def test_blank_that_the_tokenizer_puts_after_a_control_token_is_part_of_the_opening(
+    vocabs_dir: Path,
+) -> None:
+    """Phi-3 answers ``<|assistant|>`` with ``▁Sorry``, though its template writes no blank."""
+    tokenizer = AutoTokenizer.from_pretrained(vocabs_dir / "phi-3")
+    asked = [{"role": "user", "content": "Hi"}]
+    answered = [*asked, {"role": "assistant", "content": "Sorry"}]
+    role = Renderer(tokenizer, "anchor")
+    own = tokenizer.apply_chat_template(answered, return_dict=False)
+    prompt = role.ids(asked)
+    assert own[: len(prompt)] == prompt
+    vocabulary = Vocabulary.of(tokenizer, opening=role.opening())
+    assert role.opening() == b" "
+    assert vocabulary.bytes_of(own[len(prompt)]) == role.opening() + b"Sorry"
+    other = Vocabulary.of(AutoTokenizer.from_pretrained(vocabs_dir / "qwen2"))
+    sorry = other.tokenizer.convert_tokens_to_ids("Sorry")
+    bridge = Bridge.build(vocabulary, other, cache_dir=False)
+    assert int(bridge.opening_table[own[len(prompt)]]) == sorry
+    bridge = Bridge.build(other, vocabulary, cache_dir=False)
+    assert int(bridge.opening_table[sorry]) == own[len(prompt)]
