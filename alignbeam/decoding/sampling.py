@@ -25,7 +25,9 @@ def draw(
 
     Temperature first, then the ``top_k`` most probable (0: all), then the smallest set of the
     most probable whose mass reaches ``top_p``; of equals the lower id first. One uniform number
-    is drawn on the CPU, so that a seed gives the same number on every device.
+    is drawn on the CPU, so that a seed gives the same number on every device, and the tokens lie
+    along it by id: by rank, two near equals that change places, as they do from one batch to
+    another, would change the draw.
 
     Parameters
     ----------
@@ -37,16 +39,32 @@ def draw(
     # From the best down, and by no less than float32 knows: what overflows is far below the best.
     logits = logits.float()
     scaled = (logits - logits.max()) / max(temperature, torch.finfo(torch.float32).tiny)
-    order = scaled.sort(descending=True, stable=True)
-    probs = order.values.softmax(-1).double()
-    if top_k > 0:
-        probs[top_k:] = 0
-    if top_p < 1:
-        kept = probs / probs.sum()
-        probs = torch.where(kept.cumsum(-1) - kept < top_p, probs, 0.0)
-    cumulated = probs.cumsum(-1)
+    probs = scaled.softmax(-1).double()
+    ids = _kept(scaled, probs, top_k, top_p)
+    cumulated = probs[ids].cumsum(-1)
     uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
     place = int((cumulated <= uniform * float(cumulated[-1])).sum())
-    # Rounding may point behind the last token that has any mass.
-    place = min(place, int((probs > 0).sum()) - 1)
-    return int(order.indices[place])
+    # Rounding may point behind the last.
+    return int(ids[min(place, len(ids) - 1)])
+
+
+def _kept(scaled: torch.Tensor, probs: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Return the ids that a draw may give, ascending; each has a probability above 0."""
+    if top_k > 0:
+        worst = scaled.topk(min(top_k, len(scaled))).values[-1]
+        ids = ((scaled >= worst) & (probs > 0)).nonzero().squeeze(-1)
+    elif top_p < 1:
+        # All that are less probable than this hold less than 1 - top_p together: a sort of the
+        # few others is what makes a nucleus cheap. Half of it, for what rounding does.
+        ids = (probs > (1 - top_p) / (2 * len(probs))).nonzero().squeeze(-1)
+    else:
+        return probs.nonzero().squeeze(-1)
+    ids = ids[scaled[ids].sort(descending=True, stable=True).indices]
+    if top_k > 0:
+        ids = ids[:top_k]
+    if top_p < 1:
+        # Without top-k the others have their share too.
+        mass = probs[ids]
+        whole = mass.sum() if top_k > 0 else probs.sum()
+        ids = ids[mass.cumsum(-1) - mass < top_p * whole]
+    return ids.sort().values

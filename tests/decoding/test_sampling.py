@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,6 +54,45 @@ def test_draw_gives_an_id_with_probability_whatever_the_filters(seed, top_k, top
     logits = torch.randn(40, generator=torch.Generator().manual_seed(seed % 1000))
     logits[::3] = float("-inf")
     assert draw(logits, 0.7, top_k, top_p, beam_generator(seed, 1)) % 3 != 0
+
+
+def test_near_equals_that_change_places_change_no_draw():
+    few = torch.linspace(0.0, 1e-6, 9)
+    assert draws(few) == draws(few.flip(0))
+    assert set(draws(few)) == set(range(9))
+
+
+@given(
+    st.integers(0, 2**31 - 1),
+    st.integers(1, 60),
+    st.sampled_from([0.1, 3.0, 20.0]),
+    st.sampled_from([0.3, 1.0, 8.0]),
+    st.integers(0, 70),
+    st.sampled_from([0.013, 0.51, 0.897, 1.0]),
+)
+def test_draw_gives_what_top_k_and_top_p_keep_and_all_of_it(
+    seed, width, spread, temperature, top_k, top_p
+):
+    """Against the filters one token at a time, and against the exact division of [0, 1)."""
+    logits = torch.randn(width, generator=torch.Generator().manual_seed(seed)) * spread
+    logits[(seed % 3) + 1 :: 3] = logits[0]  # equals
+    logits[(seed % 5) + 1 :: 5] = float("-inf")
+    probs = (logits.double() / temperature).softmax(-1).tolist()
+    ranked = sorted((i for i in range(width) if probs[i] > 0), key=lambda i: (-probs[i], i))
+    ranked = ranked[:top_k] if top_k else ranked
+    whole = math.fsum(probs[i] for i in ranked)
+    before = [math.fsum(probs[j] for j in ranked[:n]) for n in range(len(ranked))]
+    kept = sorted(i for i, mass in zip(ranked, before, strict=True) if mass < top_p * whole)
+
+    ends = list(itertools.accumulate(probs[i] for i in kept))
+    generator, uniforms = beam_generator(seed, 0), beam_generator(seed, 0)
+    for _ in range(20):
+        uniform = float(torch.rand((), generator=uniforms, dtype=torch.float64)) * ends[-1]
+        place = next(n for n, end in enumerate(ends) if end > uniform)
+        # The draw is made in float32: next to a border both sides are right.
+        sides = {n for n, end in enumerate(ends) if abs(end - uniform) < 1e-5 * ends[-1]}
+        right = {place} | sides | {n + 1 for n in sides}
+        assert kept.index(draw(logits, temperature, top_k, top_p, generator)) in right
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
