@@ -55,6 +55,20 @@ class EngineUnavailable(AlignBeamError, RuntimeError):
         self.role = role
 
 
+class EngineBusy(EngineUnavailable):
+    """An inference engine is there and has no room; no answer is given.
+
+    Attributes
+    ----------
+    wait_s : float
+        For how long it says to stay away; 0 where it does not say.
+    """
+
+    def __init__(self, message: str = "", role: str = "", wait_s: float = 0.0) -> None:
+        super().__init__(message, role)
+        self.wait_s = wait_s
+
+
 class EngineFault(EngineUnavailable):
     """An inference engine answers what it must not: missing numbers, NaN, another model.
 

@@ -50,8 +50,8 @@ class RoleConfig(CheckedSettings):
     key_env : str or None
         Name of the environment variable that holds the engine's API key.
     connect_s, read_s : float
-        Seconds to reach an engine, and seconds without a byte of its answer; for a whole answer,
-        or the next piece of a stream, it has twice that.
+        Seconds to reach an engine, and seconds without a byte of its answer, or in which a busy
+        one is asked again; for a whole answer, or a stream's next piece, it has twice that.
     revision : str or None
         Commit of a hub repository; pin it.
     adapter : str or None

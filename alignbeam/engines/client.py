@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import ssl
 import time
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 import httpx2
 
-from alignbeam.errors import EngineFault, EngineUnavailable
+from alignbeam.engines.busy import busy_s
+from alignbeam.errors import EngineBusy, EngineFault, EngineUnavailable
 
 #: Pauses before a call is tried again, seconds. What is tried again decided nothing.
 _PAUSES: Final = (0.05, 0.25)
+#: The shortest of a busy engine, at first and doubled each time, and the longest, whatever it says.
+_BUSY_PAUSE, _BUSY_PAUSE_MOST = 0.25, 5.0
 #: Failures in a row after which calls fail at once.
 _TRIPS: Final = 4
-_BUSY: Final = frozenset({429, 502, 503, 504})
+_DOWN: Final = frozenset({502, 503, 504})
 #: Refusals that every question will meet: a key, a model, an address that is not there.
 _ALWAYS: Final = frozenset({401, 403, 404})
 #: Bytes of the longest answer, and of the longest event of a stream: ten times what is needed.
@@ -27,6 +31,8 @@ _MOST_EVENT: Final = 1 << 20
 _QUOTED: Final = 300
 
 Json = dict[str, Any]
+
+_Said = TypeVar("_Said")
 
 
 class Breaker:
@@ -77,8 +83,8 @@ class EngineClient:
     key : str or None
         Sent as bearer token.
     connect_s, read_s : float
-        Seconds to connect, and without a byte of an answer; an answer, or an event of a stream, has
-        twice that to be whole.
+        Seconds to connect, and without a byte of an answer, or busy; an answer, or an event of a
+        stream, has twice that to be whole.
 
     Attributes
     ----------
@@ -99,7 +105,7 @@ class EngineClient:
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
         self._timeout = httpx2.Timeout(read_s, connect=connect_s, pool=connect_s)
-        self._whole_s = connect_s + 2 * read_s
+        self._busy_s, self._whole_s = read_s, connect_s + 2 * read_s
         self._http: httpx2.AsyncClient | None = None
 
     def _client(self) -> httpx2.AsyncClient:
@@ -123,7 +129,7 @@ class EngineClient:
         return await self._answer("GET", path, None, checking)
 
     async def post(self, path: str, body: Json, *, checking: bool = False) -> Json:
-        """POST one question; tried again where the engine did not answer.
+        """POST one question; tried again where the engine did not answer, or is busy.
 
         Parameters
         ----------
@@ -134,6 +140,8 @@ class EngineClient:
         ------
         EngineUnavailable
             Down, slow, restarting, or the breaker is open.
+        EngineBusy
+            It has no room; this does not count towards the breaker.
         EngineFault
             It refuses the question, or what came is no JSON object.
         """
@@ -141,22 +149,49 @@ class EngineClient:
 
     async def _answer(self, method: str, path: str, body: Json | None, checking: bool) -> Json:
         content = b"" if body is None else json.dumps(body).encode()
-        for pause in (None,) if checking else (*_PAUSES, None):
-            if not checking:
-                self._check_breaker()
+        if checking:
+            return await self._once(method, path, content, counted=False)
+        return await self._again(lambda: self._once(method, path, content, counted=True))
+
+    async def patiently(self, ask: Callable[[], Awaitable[_Said]]) -> _Said:
+        """Ask, and again as long as the engine is busy and there is time.
+
+        It is asked when it says, or a little later, so that not all come at once. Where that is far
+        away, it is asked within seconds all the same: its clock may be another.
+
+        Raises
+        ------
+        EngineBusy
+            It still is.
+        """
+        until, least = time.monotonic() + self._busy_s, _BUSY_PAUSE
+        while True:
             try:
-                said = await self._once(method, path, content, counted=not checking)
-            except EngineFault:
+                return await ask()
+            except EngineBusy as error:
+                pause = min(max(error.wait_s, least), _BUSY_PAUSE_MOST) * random.uniform(1.0, 1.5)
+                if time.monotonic() + pause > until:
+                    raise
+            await asyncio.sleep(pause)
+            least *= 2
+
+    async def _again(self, ask: Callable[[], Awaitable[_Said]]) -> _Said:
+        """Ask, and again where the engine did not answer or is busy; failures are counted."""
+        return await self.patiently(lambda: self._counted(ask))
+
+    async def _counted(self, ask: Callable[[], Awaitable[_Said]]) -> _Said:
+        for pause in (*_PAUSES, None):
+            self._check_breaker()
+            try:
+                return await ask()
+            except (EngineBusy, EngineFault):
                 raise
             except EngineUnavailable as error:
                 # A slow engine is not made faster by asking it twice.
                 if pause is None or isinstance(error.__cause__, httpx2.ReadTimeout):
-                    if not checking:
-                        self.breaker.failed(str(error))
+                    self.breaker.failed(str(error))
                     raise
                 await asyncio.sleep(pause)
-            else:
-                return said
         raise AssertionError("unreachable")
 
     async def _once(self, method: str, path: str, content: bytes, *, counted: bool) -> Json:
@@ -175,7 +210,7 @@ class EngineClient:
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
         self.received += counted * len(said)
-        return self._read(response.status_code, said)
+        return self._read(response.status_code, said, response.headers.get("retry-after"))
 
     async def _whole(self, response: httpx2.Response) -> bytes:
         said = bytearray()
@@ -194,24 +229,21 @@ class EngineClient:
             See ``post``; also where the stream breaks off, or holds an error.
         """
         content = json.dumps({**body, "stream": True}).encode()
-        for pause in (*_PAUSES, None):
-            self._check_breaker()
-            began = False
-            try:
-                events = self._stream(path, content)
-                while (event := await self._next(events)) is not None:
-                    began = True
-                    yield event
-            except EngineFault:
-                raise
-            except EngineUnavailable as error:
-                slow = isinstance(error.__cause__, httpx2.ReadTimeout)
-                if began or slow or pause is None:
-                    self.breaker.failed(str(error))
-                    raise
-                await asyncio.sleep(pause)
-            else:
-                return
+        events, event = await self._again(lambda: self._begin(path, content))
+        try:
+            while event is not None:
+                yield event
+                event = await self._next(events)
+        except (EngineBusy, EngineFault):
+            raise
+        except EngineUnavailable as error:
+            self.breaker.failed(str(error))
+            raise
+
+    async def _begin(self, path: str, content: bytes) -> tuple[AsyncIterator[Json], Json | None]:
+        """Return a stream's events to come, and the first."""
+        events = self._stream(path, content)
+        return events, await self._next(events)
 
     async def _next(self, events: AsyncIterator[Json]) -> Json | None:
         """Return the next event in time; None at the end. Comments do not count."""
@@ -229,7 +261,8 @@ class EngineClient:
                 "POST", path, content=content, extensions={"trace": self._note}
             ) as response:
                 if response.status_code != 200:
-                    self._read(response.status_code, await self._whole(response))
+                    told = response.headers.get("retry-after")
+                    self._read(response.status_code, await self._whole(response), told)
                 async for line in self._lines(response):
                     if line == b"data: [DONE]":
                         return
@@ -249,14 +282,17 @@ class EngineClient:
             for line in whole:
                 yield line.removesuffix(b"\r")
 
-    def _read(self, status: int, content: bytes) -> Json:
+    def _read(self, status: int, content: bytes, retry_after: str | None = None) -> Json:
         try:
             said = json.loads(content) if content else {}
         except (ValueError, RecursionError):
             said = None
-        if status in _BUSY or (status >= 500 and not isinstance(said, dict)):
+        failed = status != 200 or (isinstance(said, dict) and "error" in said)
+        if failed and (wait_s := busy_s(status, said, retry_after)) is not None:
+            raise EngineBusy(f"the {self.name}'s engine is busy", self.name, wait_s)
+        if status in _DOWN or (status >= 500 and not isinstance(said, dict)):
             raise EngineUnavailable(f"the {self.name}'s engine answers {status}", self.name)
-        if status != 200 or (isinstance(said, dict) and "error" in said):
+        if failed:
             raise self.refused(status, said)
         if not isinstance(said, dict):
             raise self.fault("an answer that is no JSON object")

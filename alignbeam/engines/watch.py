@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from alignbeam.engines.scope import io_loop
-from alignbeam.errors import EngineFault, EngineShortfall, EngineUnavailable
+from alignbeam.errors import EngineBusy, EngineFault, EngineShortfall, EngineUnavailable
 
 if TYPE_CHECKING:
     from alignbeam.engines.role import RemoteRole
@@ -113,6 +113,8 @@ class Watch:
     async def check(self, needed: Callable[[], bool] = lambda: True) -> None:
         """Check that the engine is the one of the start; what it calls itself is then known.
 
+        A busy engine is asked again, and others' checks have their turn meanwhile.
+
         Parameters
         ----------
         needed : callable
@@ -123,11 +125,13 @@ class Watch:
         EngineUnavailable, EngineFault, EngineShortfall
             It is not there, or not the same.
         """
+        role = self._role()
+        if role is not None:
+            await role.client.patiently(lambda: self._check(role, needed))
+
+    async def _check(self, role: RemoteRole, needed: Callable[[], bool]) -> None:
         from alignbeam.engines import check
 
-        role = self._role()
-        if role is None:
-            return
         async with self._lock:
             if not needed():
                 return
@@ -149,6 +153,8 @@ class Watch:
                     if client.breaker.why is not None:
                         _log.warning("the %s's engine is back", role.name)
                     client.breaker.close()
+            except EngineBusy:
+                pass  # not gone, and not found to be the same
             except EngineUnavailable as error:
                 missed += 1
                 if missed >= _MISSES and client.breaker.why is None:

@@ -11,6 +11,7 @@ from alignbeam.errors import (
     AlignBeamError,
     ConfigError,
     DecodingFailed,
+    EngineBusy,
     EngineFault,
     EngineUnavailable,
     JudgeUnavailable,
@@ -99,6 +100,7 @@ _KNOWN: tuple[tuple[type[AlignBeamError], int, str], ...] = (
     (JudgeUnavailable, 503, "judge_unavailable"),
     (AuditUnavailable, 503, "audit_unavailable"),
     (OutOfMemory, 503, "out_of_memory"),
+    (EngineBusy, 503, "engine_busy"),
     (EngineFault, 503, "engine_fault"),
     (EngineUnavailable, 503, "engine_unavailable"),
     (DecodingFailed, 500, "decoding_failed"),
@@ -111,6 +113,7 @@ _SPOKEN = {
     "judge_unavailable": "No judge could check this answer, so it is withheld. Try again later.",
     "audit_unavailable": "The answer cannot be recorded, so it is withheld. Try again later.",
     "out_of_memory": "Not enough memory for this request. Ask for fewer tokens or beams.",
+    "engine_busy": "An engine behind this server has no room now. Try again later.",
     "engine_fault": "An engine behind this server cannot be trusted; no answer is given.",
     "engine_unavailable": "An engine behind this server does not answer. Try again later.",
     "decoding_failed": "A model failed while answering; no answer is given.",
@@ -123,7 +126,7 @@ def problem_of(error: BaseException, retry_after_s: int, field: str | None = Non
     for kind, status, code in _KNOWN:
         if isinstance(error, kind):
             message = _SPOKEN.get(code, str(error))
-            if isinstance(error, AuditQuota):
+            if isinstance(error, AuditQuota | EngineBusy):
                 retry_after_s = max(retry_after_s, math.ceil(error.wait_s))
             headers = {"retry-after": str(retry_after_s)} if status in (429, 503) else {}
             if not isinstance(error, PromptError):

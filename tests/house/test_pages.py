@@ -28,11 +28,12 @@ PAGES = [
     *sorted((REPO / "docs").glob("*.md")),
     *sorted((REPO / "examples").rglob("README.md")),
 ]
-# Switches of programs that are not ours: lm-eval's and vLLM's.
+# Switches of programs that are not ours: lm-eval's and the engines'.
 FOREIGN = {
     *("--apply_chat_template", "--model", "--model_args"),
     *("--max-logprobs", "--logprobs-mode", "--block-size", "--distributed-executor-backend"),
     *("--stream-interval", "--enable-deterministic-inference", "--parallel", "--no-cache-prompt"),
+    *("--max-num-queued-reqs", "--max-num-queued-tokens", "--max-queued-requests"),
     "--cache-type-k",
 }
 SETTINGS = get_type_hints(Settings)

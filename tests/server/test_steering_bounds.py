@@ -118,7 +118,7 @@ def test_no_complying_answer_leaves_behind_a_harmless_sentence(running, weakest,
 
 
 def test_hardly_a_complying_answer_leaves_when_sampled(running, weakest):
-    """Draws of so small a target mix both manners, and its judge lets a mixture pass now and then."""
+    """So small a target mixes both manners when it draws, and its judge lets some mixture pass."""
     texts = [
         text
         for seed in range(3)
