@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 from alignbeam.config import RoleConfig
 from alignbeam.errors import ModelLoadError
 from alignbeam.models.bare import BareRole
+from alignbeam.models.growing import growing_cache
 from alignbeam.models.loading import (
     load_tokenizer,
     load_weights,
@@ -163,7 +164,7 @@ class Role(BareRole):
 
     def new_cache(self) -> DynamicCache:
         """Return an empty KV cache for this model."""
-        return DynamicCache(config=self.model.config)
+        return growing_cache(self.model.config)
 
     @torch.inference_mode()
     def forward(

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+
+from alignbeam.models.growing import GrowingLayer
 
 if TYPE_CHECKING:
     from alignbeam.models.probe import Probe
@@ -35,7 +37,7 @@ def pad_left(
 def _gaps_are_exact(cache: DynamicCache, columns: int) -> bool:
     """Whether masking a column of this cache equals the column never having been there."""
     for layer in cache.layers:
-        if type(layer) is DynamicLayer:
+        if type(layer) is GrowingLayer:
             continue
         # Until the window slides, a sliding layer is a full one.
         if type(layer) is DynamicSlidingWindowLayer and columns <= layer.sliding_window:
@@ -77,7 +79,7 @@ def _pad_columns(states: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _has_recurrent_state(cache: DynamicCache) -> bool:
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
+    known = (GrowingLayer, DynamicSlidingWindowLayer)
     return any(type(layer) not in known for layer in cache.layers)
 
 
@@ -119,7 +121,7 @@ class Rows:
     def fork(self) -> Rows:
         """Return the same rows once more: what becomes of either changes nothing of the other."""
         forked = copy.copy(self)
-        if self._cache is not None:  # its layers replace their tensors, and change none in place
+        if self._cache is not None:  # its layers change nothing that was given
             forked._cache = copy.copy(self._cache)
             forked._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
         forked.ids = [list(ids) for ids in self.ids]
@@ -145,7 +147,7 @@ class Rows:
 
     def _trim(self) -> None:
         """Cut the leading columns that no row holds any longer."""
-        if self._cache is None or any(type(la) is not DynamicLayer for la in self._cache.layers):
+        if self._cache is None or any(type(la) is not GrowingLayer for la in self._cache.layers):
             return
         held = self._mask.any(0).nonzero()
         lead = int(held[0]) if len(held) else 0
