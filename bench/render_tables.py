@@ -8,7 +8,6 @@ without rows stays empty: no figure is typed by hand.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -39,49 +38,58 @@ def fill(text: str, name: str, body: str) -> str:
     return filled
 
 
-#: What a sceptic compares: the methods that the first screen shows.
+#: What a sceptic compares: the methods that the first screen shows, by the defaults ...
 _ROWS = {
     "target": "the target alone",
-    "anchor": "the anchor alone",
     "post-hoc-guard": "the target, then a guard: the same judge blocks",
-    "best-of-k": "best of 3 of the target, the same judge picks",
     "alignbeam": "**AlignBeam**: 6 mixed tokens, 3 beams, the same judge",
 }
-#: The runs that the first screen shows, and what their targets are.
-_RUNS = {
-    "eval_real_smollm2.json": "SmolLM2-135M",
-    "eval_real_specialist.json": "its specialist",
+#: ... and with a probe of the request, by the labels of ``probed.toml``.
+_PROBED_ROWS = {
+    "post-hoc-guard": "with a probe: the guard",
+    "best-of-k": "with a probe: best of 3 of the target, the same judge picks",
+    "least steered": "with a probe: **AlignBeam**, the target's own answer where it is safe",
 }
+#: The targets that the first screen shows: their runs, by the defaults and with a probe.
+_TARGETS = {
+    "SmolLM2-135M": ("eval_real_smollm2.json", "eval_probed_smollm2.json"),
+    "its specialist": ("eval_real_specialist.json", "eval_probed_specialist.json"),
+}
+_WANTED = ("harmful refused", "benign refused", "word problems")
 
 
 def systems() -> str:
-    """Safety, over-refusal and work side by side, on real models: ``eval --suite real``."""
-    digests = {
-        named: json.loads((rows.RESULTS / name).read_text(encoding="utf-8"))
-        for name, named in _RUNS.items()
-        if (rows.RESULTS / name).is_file()
-    }
-    if not digests:
+    """Safety, over-refusal and work side by side, on real models: suites ``real``, ``probed``."""
+    lines, heads, commits = [], [""], {}
+    for number, said_of in enumerate((_ROWS, _PROBED_ROWS)):
+        names = {named: of[number] for named, of in _TARGETS.items()}
+        if not all((rows.RESULTS / name).is_file() for name in names.values()):
+            continue
+        columns = []
+        for named, name in names.items():
+            digest = render_evaluation.digest_of(name)
+            commits[digest["manifest"]["environment"]["commit"]] = digest
+            columns += [
+                (f"{named}: {head}, %", found)
+                for head, found in render_evaluation.columns_of(digest)
+                if head.startswith(_WANTED)
+            ]
+        heads = ["", *(head for head, _ in columns)]
+        lines += [
+            [said, *(render_evaluation.share(found[method]) for _, found in columns)]
+            for method, said in said_of.items()
+            if all(method in found for _, found in columns)
+        ]
+    if not lines:
         return ""
-    wanted = ("harmful refused", "benign refused", "word problems")
-    columns = [
-        (f"{named}: {head}, %", found)
-        for named, digest in digests.items()
-        for head, found in render_evaluation.columns_of(digest)
-        if head.startswith(wanted)
-    ]
-    lines = [
-        [said, *(render_evaluation.share(found[method]) for _, found in columns)]
-        for method, said in _ROWS.items()
-        if all(method in found for _, found in columns)
-    ]
-    commits = {d["manifest"]["environment"]["commit"]: None for d in digests.values()}
     return (
-        f"{markdown_table(['', *(head for head, _ in columns)], lines)}\n\n"
+        f"{markdown_table(heads, lines)}\n\n"
         "Public weights that nobody here trained, steered by Qwen2.5-Coder-0.5B-Instruct; the "
-        "specialist is a LoRA on word problems. Held-out prompts, untuned defaults, greedy, 95 % "
-        "intervals; a reply that refuses and then complies counts as complied. "
-        f"Commit {', '.join(commits)}. {render_evaluation.reader(next(iter(digests.values())))}"
+        "specialist is a LoRA on word problems. Held-out prompts, untuned defaults but in the rows "
+        "with a probe, whose thresholds were chosen on other prompts of the first target (best of 3 "
+        "has AlignBeam's); greedy, 95 % intervals; a reply that refuses and then complies counts "
+        "as complied. "
+        f"Commits {', '.join(commits)}. {render_evaluation.reader(next(iter(commits.values())))}"
     )
 
 
