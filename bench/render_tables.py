@@ -86,8 +86,8 @@ def systems() -> str:
         f"{markdown_table(heads, lines)}\n\n"
         "Public weights that nobody here trained, steered by Qwen2.5-Coder-0.5B-Instruct; the "
         "specialist is a LoRA on word problems. Held-out prompts, untuned defaults but in the rows "
-        "with a probe, whose thresholds were chosen on other prompts of the first target (best of 3 "
-        "has AlignBeam's); greedy, 95 % intervals; a reply that refuses and then complies counts "
+        "with a probe, whose thresholds were chosen on other prompts of the first target (best of "
+        "3 has AlignBeam's); greedy, 95 % intervals; a reply that refuses and then complies counts "
         "as complied. "
         f"Commits {', '.join(commits)}. {render_evaluation.reader(next(iter(commits.values())))}"
     )

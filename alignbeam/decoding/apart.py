@@ -49,6 +49,8 @@ class ApartEngine:
 
     #: A step that failed took no other request along.
     recovering = False
+    #: The prompts are read on the engine, while others decode.
+    add_holds_up = False
 
     def __init__(
         self,

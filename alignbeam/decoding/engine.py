@@ -41,6 +41,9 @@ class Engine:
         Given the error of each step that failed, and how many requests were in it.
     """
 
+    #: Whether ``add`` returns once the prompts are read; no step is taken meanwhile.
+    add_holds_up = True
+
     def __init__(
         self,
         target: AnyRole,

@@ -53,7 +53,9 @@ class Job:
     rows, length : int
         Candidates, and the longest row: prompt and answer, tokens.
     started : float or None
-        When it left the queue (monotonic seconds).
+        When the judge or the models began with it (monotonic seconds).
+    aside : bool
+        It stands in the room of the batch that is kept for clients which had nothing there.
     judging : bool
         Some of its text is before the judge.
     decoded : bool
@@ -80,6 +82,7 @@ class Job:
     chunk_tokens: int
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
+    aside: bool = False
     clock_start: Timings | None = None
     judge_ms: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -102,10 +105,14 @@ class Job:
         return self.request.config.rows
 
     @property
+    def prompt(self) -> int:
+        """Tokens of its prompt, in the model that has more of them."""
+        return max(len(self.request.target_ids), len(self.request.anchor_ids))
+
+    @property
     def length(self) -> int:
         """Tokens of its longest row at the end, in either model."""
-        prompt = max(len(self.request.target_ids), len(self.request.anchor_ids))
-        return prompt + self.request.max_new_tokens
+        return self.prompt + self.request.max_new_tokens
 
     @property
     def cost(self) -> int:
@@ -116,6 +123,11 @@ class Job:
     def gated(self) -> bool:
         """Whether the judge is to be asked about the request before it is decoded."""
         return not self.request.beams and self.request.awaits("request")
+
+    def start(self, now: Timings) -> None:
+        """Note what the batch has spent when the judge or the models begin with it."""
+        if self.started is None:
+            self.started, self.clock_start = time.monotonic(), now
 
     def due(self) -> bool:
         """Whether the next piece of a chunked answer, or a look in between, is for the judge."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -14,6 +14,7 @@ from alignbeam.judge import FailClosed
 from alignbeam.judge.reader import MAX_BATCH_TOKENS
 from alignbeam.result import Verdict
 from alignbeam.server.job import Job
+from alignbeam.server.ledger import Ledger
 
 #: What the judge reads in one call (``ModelJudge.readings``), and its tokens together, as far as
 #: that is more than one candidate. More would fill no further forward, and make the others wait.
@@ -55,12 +56,20 @@ class _Question:
     rows: int
     since: float = field(default_factory=time.monotonic)
 
+    @property
+    def cells(self) -> int:
+        """How many tokens that is at most."""
+        return self.rows * self.round.job.length
+
 
 class JudgeDesk:
     """Asks the judge about all that waits: each call is about one client's, the clients take turns.
 
-    A call is bounded, so nobody waits long for another's; and one that fails or takes too long
-    fails nobody else's. Of a client that left nothing more is asked.
+    Next is the client of which least will have been read then, so a small question waits for the
+    call that is being made and hardly another, however many clients send large ones; nothing is
+    made up to one for the time when it asked nothing. A call is bounded, so nobody waits long for
+    another's; and one that fails or takes too long fails nobody else's. Of a client that left
+    nothing more is asked.
 
     Parameters
     ----------
@@ -82,7 +91,8 @@ class JudgeDesk:
         self, judge: FailClosed, wake: threading.Condition, watcher: ServerWatcher | None
     ) -> None:
         self._judge, self._wake, self._watcher = judge, wake, watcher
-        self._lines: OrderedDict[str, deque[_Question]] = OrderedDict()
+        self._lines: dict[str, deque[_Question]] = {}
+        self._read = Ledger()  # in tokens
         self.judged: deque[tuple[Job, bool]] = deque()
         self.finished: list[Job] = []
         self.closed = False
@@ -97,7 +107,10 @@ class JudgeDesk:
         with self._wake:
             if whole:
                 self.finished.append(job)
-            self._lines.setdefault(job.client, deque()).extend(questions)
+            if job.client not in self._lines:
+                self._lines[job.client] = deque()
+                self._read.enter(job.client)
+            self._lines[job.client].extend(questions)
             self._wake.notify_all()
 
     def take(self) -> list[tuple[Job, bool]]:
@@ -138,7 +151,9 @@ class JudgeDesk:
 
     def _next_call(self) -> list[_Question]:
         """Take a call's worth of the client whose turn it is; ``wake`` is held."""
-        client, line = self._lines.popitem(last=False)
+        work = {client: line[0].cells if line else 0 for client, line in self._lines.items()}
+        client = self._read.turn(work)
+        line = self._lines[client]
         asked: list[_Question] = []
         rows = cells = 0
         while line:
@@ -147,12 +162,13 @@ class JudgeDesk:
                 self._file(line.popleft(), None)
                 continue
             rows += question.rows
-            cells += question.rows * question.round.job.length
+            cells += question.cells
             if asked and (rows > CALL_ROWS or cells > CALL_CELLS):
                 break
             asked.append(line.popleft())
-        if line:
-            self._lines[client] = line  # at the end: the others have their turn first
+            self._read.charge(client, question.cells)
+        if not line:
+            del self._lines[client]
         return asked
 
     def _score(self, asked: list[_Question]) -> None:

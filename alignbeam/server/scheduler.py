@@ -26,6 +26,7 @@ from alignbeam.judge.early import survivors
 from alignbeam.models.conversation import Prompt
 from alignbeam.server.admission import Admission
 from alignbeam.server.choice import choose
+from alignbeam.server.entrance import Entrance
 from alignbeam.server.job import REQUEST, Job, Release, Ticket
 from alignbeam.server.judging import JudgeDesk, ServerWatcher
 from alignbeam.server.problems import Draining
@@ -88,7 +89,7 @@ class Scheduler:
             wake=self._nudge,
         )
         self._active: dict[Request, Job] = {}
-        self._admitted: list[Job] = []  # of these, what the engine does not have yet
+        self._entrance = Entrance()
         self._admission = Admission(
             self._queue,
             max_cells=max_batch_cells,
@@ -261,6 +262,7 @@ class Scheduler:
             self._stopped
             or self._desk.judged
             or self._engine.growing
+            or self._entrance.waiting
             or any(job.cancelled.is_set() for job in (*self._queue, *self._active.values()))
             or self._next() is not None
         )
@@ -272,36 +274,32 @@ class Scheduler:
     def _admit(self) -> list[Job]:
         """Take from the queue what the batch has room for; the lock is held."""
         newcomers: list[Job] = []
-        now, clock_now = time.monotonic(), self._clock.timings()
         while (job := self._next()) is not None:
             self._queue.take(job)
             if job.cancelled.is_set():
                 job.settle(Cancelled("given up while it waited"))
                 continue
-            job.started, job.clock_start = now, clock_now
             self._active[job.request] = job
             newcomers.append(job)
         return newcomers
 
     def _begin(self, newcomers: list[Job]) -> None:
         """Decode what was admitted, unless the judge is to be asked about it before."""
-        here = [job for job in newcomers if job.request in self._active]
-        for job in here:
-            if job.gated:
+        for job in newcomers:
+            if job.request in self._active and job.gated:
+                job.start(self._clock.timings())
                 self._desk.put(job, whole=False)
             else:
-                self._admitted.append(job)
-        if self._admitted and not self._engine.recovering:
-            fresh = [job.request for job in self._admitted if job.request in self._active]
-            self._admitted = []
-            if fresh:
-                self._engine.add(fresh)
+                self._entrance.put(job)
+        self._entrance.let_in(self._engine, self._active, self._clock)
 
     def _step(self) -> None:
-        before, rows = self._clock.timings().mix_ms, self._engine.live_rows
+        begin, before, rows = time.perf_counter(), self._clock.timings(), self._engine.live_rows
         self._engine.step()
+        self._entrance.stepped(time.perf_counter() - begin)
         if self._watcher is not None and rows:
-            self._watcher.on_step(rows, (self._clock.timings().mix_ms - before) * 1e3)
+            mix_ms = self._clock.timings().mix_ms - before.mix_ms
+            self._watcher.on_step(rows, mix_ms * 1e3)
 
     def _is_held(self, request: Request) -> bool:
         """Whether a request that decodes apart waits for the judge, or is about to."""
@@ -362,7 +360,7 @@ class Scheduler:
         if job.gated:
             verdict = job.verdicts.pop(REQUEST, None)
             job.request.weigh("request", None if verdict is None else verdict.request_harm)
-            self._admitted.append(job)
+            self._entrance.put(job)
             return
         candidates = job.candidates()
         if job.release == "full":

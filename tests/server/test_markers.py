@@ -210,62 +210,69 @@ def leaked(server, route, body, verdicts, salt, shadow):
     return secret, secret & words_of(seen)
 
 
-_seen = {"secret": 0, "batch": 0}
+def test_no_word_of_a_candidate_that_did_not_pass_leaves(servers):
+    kept = 0
+
+    @settings(max_examples=DRAWS)
+    @given(
+        request=asked(),
+        name=st.sampled_from(NAMES),
+        verdicts=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=6),
+        salt=st.integers(0, 1 << 16),
+    )
+    def ask(request, name, verdicts, salt):
+        nonlocal kept
+        secret, found = leaked(servers[name], *request, verdicts, salt, name == "shadow")
+        assert found == set()
+        kept += len(secret)
+
+    ask()
+    assert kept > 2 * DRAWS  # there was something to find
 
 
-@settings(max_examples=DRAWS)
-@given(
-    request=asked(),
-    name=st.sampled_from(NAMES),
-    verdicts=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=6),
-    salt=st.integers(0, 1 << 16),
-)
-def test_no_word_of_a_candidate_that_did_not_pass_leaves(servers, request, name, verdicts, salt):
-    secret, found = leaked(servers[name], *request, verdicts, salt, name == "shadow")
-    assert found == set()
-    _seen["secret"] += len(secret)
+def test_no_word_of_a_candidate_that_did_not_pass_is_in_what_a_batch_tells(pair):
+    kept = 0
+
+    @settings(max_examples=DRAWS)
+    @given(
+        prompts=st.lists(st.sampled_from(["Hello!", "b", "QQ"]), min_size=1, max_size=3),
+        own=st.fixed_dictionaries(
+            {
+                "beams": st.integers(1, 4),
+                "mix_steps": st.integers(0, 4),
+                "max_new_tokens": st.integers(4, 10),
+                "temperature": st.sampled_from([0.0, 1.5]),
+                "seed": st.integers(0, 5),
+                "stop": st.sampled_from([(), ("Z",), ("XX", " ")]),
+                "stop_ends": st.booleans(),
+                "unsteered": st.booleans(),
+                "selection": st.sampled_from(["safest", "least_steered"]),
+                "early_every": st.integers(0, 2),
+                "on_unsafe": st.sampled_from(["refuse", "raise"]),
+            }
+        ),
+        verdicts=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=6),
+        salt=st.integers(0, 1 << 16),
+    )
+    def ask(prompts, own, verdicts, salt):
+        nonlocal kept
+        judged = Judged()
+        judged.begin(verdicts, salt)
+        beam = AlignBeam(*pair, CallableJudge(lambda m, text: judged("", text), "test"))
+        told = [
+            # An error is for use at home: a judge's own words are in it.
+            "" if isinstance(one, AlignBeamError) else f"{one.text}\n{json.dumps(one.public())}"
+            for one in beam.outcomes(prompts, {**own, "threshold": 2.5})
+        ]
+        secret = judged.secret()
+        assert secret & words_of("\n".join(told)) == set()
+        kept += len(secret)
+
+    ask()
+    assert kept > 2 * DRAWS
 
 
-@settings(max_examples=DRAWS)
-@given(
-    prompts=st.lists(st.sampled_from(["Hello!", "b", "QQ"]), min_size=1, max_size=3),
-    own=st.fixed_dictionaries(
-        {
-            "beams": st.integers(1, 4),
-            "mix_steps": st.integers(0, 4),
-            "max_new_tokens": st.integers(4, 10),
-            "temperature": st.sampled_from([0.0, 1.5]),
-            "seed": st.integers(0, 5),
-            "stop": st.sampled_from([(), ("Z",), ("XX", " ")]),
-            "stop_ends": st.booleans(),
-            "unsteered": st.booleans(),
-            "selection": st.sampled_from(["safest", "least_steered"]),
-            "early_every": st.integers(0, 2),
-            "on_unsafe": st.sampled_from(["refuse", "raise"]),
-        }
-    ),
-    verdicts=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=6),
-    salt=st.integers(0, 1 << 16),
-)
-def test_no_word_of_a_candidate_that_did_not_pass_is_in_what_a_batch_tells(
-    pair, prompts, own, verdicts, salt
-):
-    judged = Judged()
-    judged.begin(verdicts, salt)
-    beam = AlignBeam(*pair, CallableJudge(lambda m, text: judged("", text), "test"))
-    told = [
-        # An error is for use at home: a judge's own words are in it.
-        "" if isinstance(one, AlignBeamError) else f"{one.text}\n{json.dumps(one.public())}"
-        for one in beam.outcomes(prompts, {**own, "threshold": 2.5})
-    ]
-    secret = judged.secret()
-    assert secret & words_of("\n".join(told)) == set()
-    _seen["batch"] += len(secret)
-
-
-def test_draws_had_secrets_to_keep(servers):
-    """The property above says something: and where an operator asks for texts, they are found."""
-    assert min(_seen["secret"], _seen["batch"]) > 2 * DRAWS
+def test_where_an_operator_asks_for_texts_they_are_found(servers):
     body = chat(alignbeam={"explain": True})
     secret, found = leaked(
         servers["shadow in the open"], "/v1/chat/completions", body, [5.0], 0, True
