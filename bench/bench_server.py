@@ -8,7 +8,9 @@ Parts (``--part``, default all):
 - ``memory``: 2,000 requests after 200 that warm up, resident memory before and after;
 - ``overload``: how fast a full queue says no;
 - ``hostile``: one client asks one thing after another, alone and then beside another client that
-  does its worst (megabytes of control tokens, eight choices of eight beams, silent connections).
+  does its worst (megabytes of control tokens, eight choices of eight beams, silent connections);
+- ``flood``: likewise beside clients that ask for as much as they may, one with long prompts, then
+  four with long answers.
 
 Rows go to ``results/server.jsonl``, from where ``render_server.py`` writes them into
 ``docs/deploying.md``; a part that finds a wrong answer keeps none and fails. ``--scale 0.1`` tries
@@ -43,6 +45,7 @@ import rows
 
 KEY = "a-key-for-the-load-script"
 HOSTILE_KEY = "the-key-of-the-hostile-client"
+FLOOD_KEYS = [f"the-key-of-flooding-client-{n}" for n in range(4)]
 METRICS_KEY = "the-key-of-the-series"
 _METRICS = {"authorization": f"Bearer {METRICS_KEY}"}
 #: How many times its time alone a request may take beside a hostile client, at the 99th percentile.
@@ -179,7 +182,7 @@ async def server(threads: int, *options: str) -> AsyncIterator[Load]:
         port = probe.getsockname()[1]
     environ = {
         **os.environ,
-        "ALIGNBEAM_API_KEYS": f"{KEY},{HOSTILE_KEY}",
+        "ALIGNBEAM_API_KEYS": ",".join([KEY, HOSTILE_KEY, *FLOOD_KEYS]),
         "ALIGNBEAM_METRICS_KEYS": METRICS_KEY,
         "OMP_NUM_THREADS": str(threads),
     }
@@ -445,6 +448,40 @@ async def at_its_worst(load: Load, kind: dict[str, Any], answers: Counter[int]) 
             answers[0] += 1
 
 
+async def flood(run: Run) -> list[ServerRow]:
+    """One at a time beside clients that each have many long requests waiting; never wrong."""
+    found = []
+    for keys, each, words, tokens in ((1, 64, 700, 8), (4, 32, 450, 200)):
+        asked = prompts(run.count(40))
+        async with server(run.threads) as load:
+            single, _ = await alone(load, asked)
+            many = [Load(load.port, load.pid, key) for key in FLOOD_KEYS[:keys]]
+            content = "the cat sat down " * (words // 4) + "Tell me a long story about it."
+            kind = {"content": content, "max_tokens": tokens}
+            answers: Counter[int] = Counter()
+            floods = [
+                asyncio.create_task(at_its_worst(one, kind, answers))
+                for one in many
+                for _ in range(each)
+            ]
+            await asyncio.sleep(8)
+            replies, seconds = await load.at_once(asked, 1)
+            for task in floods:
+                task.cancel()
+            await asyncio.gather(*floods, return_exceptions=True)
+            for one in many:
+                await one.http.aclose()
+        usual = statistics.median(reply.total_ms for reply in single)
+        note = (
+            f"{keys} with {each} requests of {words} words for {tokens} tokens at a time; "
+            f"the longest of mine {max(r.total_ms for r in replies):,.0f} ms, alone {usual:.0f} ms "
+            f"(p50); of theirs {answers[200]} answered"
+        )
+        found.append(row("flood", replies, seconds, concurrency=1, threads=run.threads,
+                         wrong=differing(replies, single), note=note))  # fmt: skip
+    return found
+
+
 async def silent(port: int) -> None:
     """Hold a connection and say nothing on it; come again when it is closed."""
     while True:
@@ -463,7 +500,7 @@ def p99(replies: Sequence[Reply]) -> float:
     return total[math.ceil(0.99 * len(total)) - 1]
 
 
-PARTS = {f.__name__: f for f in (streams, cancel, memory, overload, hostile)}
+PARTS = {f.__name__: f for f in (streams, cancel, memory, overload, hostile, flood)}
 
 
 def main() -> None:

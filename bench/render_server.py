@@ -21,6 +21,7 @@ _NAMES = {
     "memory": "one after another",
     "overload": "more than the queue takes",
     "hostile": "beside a hostile client",
+    "flood": "beside clients that flood it",
 }
 
 
