@@ -62,7 +62,6 @@ def examine(
         loads them for the embedded trio only.
     length : int
         Positions for the memory forecast.
-
     told : callable
         Given what is done now, in words: a judge on a CPU takes minutes.
 

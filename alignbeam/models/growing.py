@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-#: Spare columns of those that are held; with few of these, ``_LEAST_SPARE``.
+#: Spare columns, as a share of those that are held; ``_LEAST_SPARE`` where that is fewer.
 SPARE: Final = 1 / 8
 _LEAST_SPARE: Final = 16
 
@@ -20,14 +20,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     columns, and makes some when it next grows.
     """
 
-    keys: torch.Tensor
     values: torch.Tensor
+    #: Keys and values, spare columns included.
+    _room: tuple[torch.Tensor, torch.Tensor] | None
 
-    def __init__(self) -> None:
-        super().__init__()
-        #: Keys and values, spare columns included; and the keys that were given of them.
-        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._given: torch.Tensor | None = None
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys [R, heads, columns, size]. Setting them lets the spare columns go."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: torch.Tensor) -> None:
+        self._keys, self._room = keys, None
 
     def __copy__(self) -> Self:
         """Return a layer with the same keys and values, whose growth changes none of them."""
@@ -45,20 +49,20 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         held = self.get_seq_length()
         columns = held + key_states.shape[-2]
         room = self._room
-        if room is None or self.keys is not self._given or columns > room[0].shape[-2]:
-            room = self._room = (
-                _room(self.keys, key_states, held, columns),
-                _room(self.values, value_states, held, columns),
+        if room is None or columns > room[0].shape[-2]:
+            room = (
+                _with_spare(self.keys, key_states, held, columns),
+                _with_spare(self.values, value_states, held, columns),
             )
         room[0][..., held:columns, :] = key_states
         room[1][..., held:columns, :] = value_states
         self.keys, self.values = room[0][..., :columns, :], room[1][..., :columns, :]
-        self._given = self.keys
+        self._room = room
         return self.keys, self.values
 
 
-def _room(old: torch.Tensor, new: torch.Tensor, held: int, columns: int) -> torch.Tensor:
-    """Return room for more than ``columns`` columns that holds what is held."""
+def _with_spare(old: torch.Tensor, new: torch.Tensor, held: int, columns: int) -> torch.Tensor:
+    """Return room for more than ``columns`` columns; what is held is copied into it."""
     spare = max(_LEAST_SPARE, int(columns * SPARE))
     room = new.new_empty((*new.shape[:-2], columns + spare, new.shape[-1]))
     if held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import Final
 
 from alignbeam.decoding.apart import ApartEngine
@@ -56,18 +56,16 @@ class Entrance:
         if engine.add_holds_up:
             self.charge(taken, time.perf_counter() - begin)
 
-    def take(self, decoding: Collection[str]) -> list[Job]:
+    def take(self, decoding: Set[str]) -> list[Job]:
         """Remove and return the jobs to be read now; where others decode, all may have to wait.
 
         Parameters
         ----------
-        decoding : collection of str
+        decoding : set of str
             The clients that the next step gives a token.
         """
         may = [
-            job
-            for job in self.waiting
-            if job.client not in self._owed or all(client == job.client for client in decoding)
+            job for job in self.waiting if job.client not in self._owed or decoding <= {job.client}
         ]
         taken: list[Job] = []
         longest = 0

@@ -286,7 +286,9 @@ class Scheduler:
     def _begin(self, newcomers: list[Job]) -> None:
         """Decode what was admitted, unless the judge is to be asked about it before."""
         for job in newcomers:
-            if job.request in self._active and job.gated:
+            if job.request not in self._active:  # given up meanwhile
+                continue
+            if job.gated:
                 job.start(self._clock.timings())
                 self._desk.put(job, whole=False)
             else:
@@ -294,12 +296,12 @@ class Scheduler:
         self._entrance.let_in(self._engine, self._active, self._clock)
 
     def _step(self) -> None:
-        begin, before, rows = time.perf_counter(), self._clock.timings(), self._engine.live_rows
+        before, rows = self._clock.timings().mix_ms, self._engine.live_rows
+        begin = time.perf_counter()
         self._engine.step()
         self._entrance.stepped(time.perf_counter() - begin)
         if self._watcher is not None and rows:
-            mix_ms = self._clock.timings().mix_ms - before.mix_ms
-            self._watcher.on_step(rows, mix_ms * 1e3)
+            self._watcher.on_step(rows, (self._clock.timings().mix_ms - before) * 1e3)
 
     def _is_held(self, request: Request) -> bool:
         """Whether a request that decodes apart waits for the judge, or is about to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from alignbeam.errors import ConfigError
@@ -11,6 +13,7 @@ from alignbeam.eval.run.plan import make_plan
 from alignbeam.eval.suite import SUITES, load_suite, suite_from
 from alignbeam.eval.sweep import AXES, parse_axis, sweep_suite
 
+PROBED = Path(__file__).resolve().parents[2] / "bench" / "probed.toml"
 OWN = """
 [[datasets]]
 path = "own.jsonl"
@@ -33,6 +36,10 @@ def test_shipped_suite_is_sound(name):
         for choice in one.methods:
             build_method(choice.method, choice.settings)
     assert {"strict", "strings"} <= {s.kind for s in suite.scorers}
+
+
+def test_suite_of_a_probe_asks_what_the_suite_of_real_models_asks():
+    assert load_suite(str(PROBED)).datasets == load_suite("real").datasets
 
 
 @pytest.mark.parametrize("name", ["standard", "full", "paper"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +59,22 @@ def test_most_steps_copy_nothing():
         places.add((layer.keys.data_ptr(), layer.values.data_ptr()))
     assert len(places) < 40
     assert layer._room[0].shape[-2] <= 1000 * (1 + SPARE) + 16
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda layer: layer.crop(-1),
+        lambda layer: layer.reorder_cache(torch.tensor([0])),
+        lambda layer: setattr(layer, "keys", torch.zeros(1, 1, 9, 8)),
+    ],
+)
+def test_whoever_replaces_the_keys_frees_the_spare_columns(replace):
+    layer, token = GrowingLayer(), torch.zeros(1, 1, 9, 8)
+    layer.update(token, token)
+    assert layer._room is not None
+    replace(layer)
+    assert layer._room is None
 
 
 def test_every_layer_of_full_attention_grows():

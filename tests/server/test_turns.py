@@ -61,16 +61,16 @@ def test_prompts_that_are_read_between_two_steps_are_bounded_but_for_one(job, wa
     long = [job("many", FORWARD_CELLS + 1) for _ in range(2)]
     short = [job("many", FORWARD_CELLS // 4) for _ in range(6)]
     at = waiting(*long, *short)
-    taken = [at.take(()) for _ in range(4)]
+    taken = [at.take(set()) for _ in range(4)]
     assert taken == [long[:1], long[1:], short[:4], short[4:]]
-    assert at.waiting == at.take(()) == []
+    assert at.waiting == at.take(set()) == []
 
 
 def test_short_prompt_is_not_padded_to_a_long_one(job, waiting):
     short, long = job("one", 10), job("many", FORWARD_CELLS - 1)
     at = waiting(short, long)
-    assert at.take(()) == [short]
-    assert at.take(()) == [long]
+    assert at.take(set()) == [short]
+    assert at.take(set()) == [long]
 
 
 def test_client_waits_for_as_long_as_its_prompts_took_while_others_decode(job, waiting):
@@ -99,7 +99,7 @@ def test_prompt_of_a_client_that_owes_nothing_is_read_first(job, waiting):
     flood, one = [job("many") for _ in range(3)], job("one")
     at = waiting(*flood, one)
     at.charge([job("many")], 2.0)
-    assert at.take(()) == [one, *flood]
+    assert at.take(set()) == [one, *flood]
 
 
 def test_clients_that_are_read_together_owe_their_parts(job, waiting):
